@@ -1,0 +1,32 @@
+# Every target sets up .venv by itself.  `make demo` and `make test` are all that a newcomer needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := pyproject.toml constraints.txt runtime/CMakeLists.txt $(wildcard runtime/csrc/*)
+
+.PHONY: demo test check format clean
+
+demo: $(STAMP)
+	$(BIN)/dns-onnx demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/types && $(BIN)/pip install -q --no-deps --target build/types . -C wheel.cmake=false
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dns_onnx
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): $(SOURCES)
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo

@@ -1,0 +1,1 @@
+"""ONNX to torch.fx, and the surgery's result back to ONNX."""

@@ -1,0 +1,345 @@
+"""The building of one fx graph from one ONNX graph, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from onnx import GraphProto, NodeProto, TensorProto
+from torch import Tensor, fx, nn
+
+from dns_onnx.converters import symbolic
+from dns_onnx.converters.attributes import (
+    attributes,
+    constant_tensor,
+    constant_value,
+    sparse_to_dense,
+)
+from dns_onnx.converters.dtypes import (
+    TRAINABLE,
+    element_type,
+    proto_to_torch,
+    to_torch,
+    torch_dtype,
+)
+from dns_onnx.converters.emit import (
+    emit_dims,
+    emit_held,
+    emit_known,
+    emit_node,
+    injected,
+    safe_name,
+)
+from dns_onnx.converters.graph import ImportedGraph
+from dns_onnx.converters.layers import Layer, describe_layer, with_biases
+from dns_onnx.converters.order import topological
+from dns_onnx.converters.registry import Operator, find
+from dns_onnx.converters.values import Dims, Shape, Value, element_and_shape, type_table
+from dns_onnx.errors import ModelError, UnsupportedOperatorError
+
+# Operators that change a weight's element type or layout only: the weight shows through them.
+_CARRIES = frozenset({"Cast", "CastLike", "DequantizeLinear"})
+
+
+class Builder:
+    """Builds the fx graph of one ONNX graph: the model's, or the body of a control-flow node.
+
+    typed: the same graph with the types that shape inference found.
+    scope: the Builder of the enclosing graph, whose values this one may use; each one that is
+    not a constant becomes a further placeholder, listed in `captured`.
+    """
+
+    def __init__(
+        self,
+        proto: GraphProto,
+        typed: GraphProto,
+        opsets: dict[str, int],
+        scope: Builder | None = None,
+    ) -> None:
+        self.proto = proto
+        self.opsets = opsets
+        self.scope = scope
+        self.graph = fx.Graph()
+        self.root = nn.Module()
+        self.holder_names: set[str] = set() if scope is None else scope.holder_names
+        self.values: dict[str, Value] = {}
+        self.captured: list[Value] = []
+        self.layers: list[Layer] = [] if scope is None else scope.layers
+        self.opaque: list[str] = [] if scope is None else scope.opaque
+        self.typed = typed
+        self.types = type_table([*typed.value_info, *typed.output, *typed.input])
+        self._last_placeholder: fx.Node | None = None
+        self._read_initializers()
+
+    # ---- values -----------------------------------------------------------------------------
+
+    def _read_initializers(self) -> None:
+        for tensor in self.proto.initializer:
+            self.values[tensor.name] = self._held(tensor.name, tensor)
+        for sparse in self.proto.sparse_initializer:
+            name, dense = sparse.values.name, to_torch(sparse_to_dense(sparse))
+            self.values[name] = self._held_value(name, sparse.values.data_type, lambda: dense)
+        for info in self.proto.input:
+            if info.name not in self.values:
+                self.add_input(info.name, *element_and_shape(info.type))
+
+    def add_input(self, name: str, elem: int = 0, shape: Shape | None = None) -> Value:
+        """A graph input: a further placeholder after those there are."""
+        node = self._placeholder(name)
+        value = self.values[name] = Value(name, elem, shape, node)
+        return value
+
+    def _placeholder(self, name: str) -> fx.Node:
+        # placeholders stand before all other nodes, whenever they are found to be needed
+        anchor = self._last_placeholder or self.graph._root
+        with self.graph.inserting_after(anchor):
+            node = self.graph.placeholder(safe_name(name))
+        node.meta["onnx"] = name
+        self._last_placeholder = node
+        return node
+
+    def _held(self, name: str, tensor: TensorProto) -> Value:
+        shape = tuple(int(d) for d in tensor.dims)
+        return self._held_value(name, tensor.data_type, lambda: proto_to_torch(tensor), shape)
+
+    def _held_value(
+        self, name: str, elem: int, constant: Callable[[], Any], shape: Shape | None = None
+    ) -> Value:
+        """An initializer's or Constant node's value; a float one becomes a holder when used."""
+        if shape is None:
+            shape = tuple(constant().shape)
+        value = Value(name, elem, shape, constant=constant)
+        value.scalar_weight = all(d == 1 for d in shape)
+        value.weight = "" if value.scalar_weight else name
+        if elem in TRAINABLE:
+            value.trainable = True
+            value.emit = lambda use: emit_held(self, value, use)
+        return value
+
+    def unique_holder_name(self, name: str) -> str:
+        """The initializer's name; made distinct if two bodies of control flow share it."""
+        free, count = name, 1
+        while free in self.holder_names:
+            free, count = f"{name}#{count}", count + 1
+        self.holder_names.add(free)
+        return free
+
+    def value(self, name: str) -> Value | None:
+        """The value called `name`, here or in an enclosing graph; None for an absent operand.
+
+        Raises ModelError if nothing gives it.
+        """
+        if not name or name in self.values:
+            return self.values.get(name)
+        outer = None if self.scope is None else self.scope.value(name)
+        if outer is None:
+            raise ModelError(
+                f"value '{name}': expected a node, input or initializer that gives it, got none; "
+                "the model is incomplete"
+            )
+        self.values[name] = self._capture(outer)
+        return self.values[name]
+
+    def _capture(self, outer: Value) -> Value:
+        """An enclosing graph's value as one of this graph."""
+        inner = Value(outer.name, outer.elem, outer.shape)
+        inner.constant = outer.tensor if outer.known else None
+        inner.weight, inner.scalar_weight = outer.weight, outer.scalar_weight
+        inner.trainable = outer.trainable
+        inner.host = outer.host or outer.dims is not None
+        if not outer.known or outer.trainable:
+            inner.emit = lambda use: self._captured_node(inner, outer)
+        return inner
+
+    def _captured_node(self, inner: Value, outer: Value) -> fx.Node:
+        if inner.node is None:
+            inner.node = self._placeholder(outer.name)
+            self.captured.append(outer)
+        return inner.node
+
+    def tensor(self, value: Value, use: str = "train") -> fx.Node:
+        """The fx node that yields a value.
+
+        use: "train", or "frozen" where the operand takes no part in training.
+        """
+        if value.emit is not None:
+            value.node = value.emit(use)
+        elif value.node is None and value.dims is not None:
+            value.node = emit_dims(self, value)
+        elif value.node is None:
+            value.node = emit_known(self, value)
+        return value.node
+
+    def static(self, value: Value) -> Any:
+        """A value as Python numbers, or as fx nodes that yield them."""
+        if value.known:
+            return value.python()
+        if value.dims is not None:
+            return value.dims.python()
+        return symbolic.host_node(self, value)
+
+    # ---- nodes ------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Add every node of the ONNX graph."""
+        for node in topological(self.proto):
+            self.add(node)
+
+    def add(self, node: NodeProto) -> None:
+        """Add one ONNX node: as a constant, as shape arithmetic, or as calls in the graph."""
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if node.op_type == "Constant" and not domain:
+            self._add_constant(node)
+            return
+        found = find(node.op_type, self.opsets.get(domain, 1), domain)
+        if found is None:
+            raise UnsupportedOperatorError("graph", [f"{domain}::{node.op_type} '{node.name}'"])
+        entry, version = found
+        operands = [self.value(name) for name in node.input]
+        if entry.graph:
+            entry.function(self, node, operands, version)
+            return
+        attrs = attributes(node)
+        dims = symbolic.evaluate(self, entry, operands, attrs, version)
+        if dims is not None:
+            self.add_dims(node.output[0], dims)
+        elif entry.pure and not entry.opaque and all(v is None or v.known for v in operands):
+            self._fold(entry, version, node, operands, attrs)
+        else:
+            emit_node(self, entry, version, node, operands, attrs)
+
+    def _add_constant(self, node: NodeProto) -> None:
+        name, tensor = node.output[0], constant_tensor(node)
+        if tensor is not None:
+            self.values[name] = self._held(name, tensor)
+            return
+        value = constant_value(node)
+        elem = element_type(value.dtype) if isinstance(value, Tensor) else TensorProto.STRING
+        self.values[name] = self._held_value(name, elem, lambda: value)
+
+    def add_dims(self, name: str, dims: Dims) -> None:
+        """A value of shape arithmetic; one that is wholly known becomes a constant."""
+        elem = self.types.get(name, (0, None))[0] or int(TensorProto.INT64)
+        value = Value(name, elem, () if dims.scalar else (len(dims.entries),), host=True)
+        if dims.known:
+            known, dtype = dims.python(), torch_dtype(elem)
+            value.constant = lambda: torch.tensor(known, dtype=dtype)
+        else:
+            value.dims = dims
+        self.values[name] = value
+
+    def _fold(
+        self,
+        entry: Operator,
+        version: int,
+        node: NodeProto,
+        operands: Sequence[Value | None],
+        attrs: dict[str, Any],
+    ) -> None:
+        """Outputs of a node whose operands are all known: computed when first asked for.
+
+        An output that comes from float initializers by differentiable steps is trainable: once
+        a node needs it, it is computed in the graph, from its holders.
+        """
+        results: list[Any] = []
+
+        def compute(index: int) -> Any:
+            if not results:
+                results.extend(self._evaluate(entry, version, node, operands, attrs))
+            return results[index]
+
+        def emit(use: str, value: Value) -> fx.Node:
+            if value.node is None:
+                emit_node(self, entry, version, node, operands, attrs, use)
+            elif use == "train":
+                for operand in operands:
+                    if operand is not None and operand.trainable and operand.node is not None:
+                        self.tensor(operand, use)
+            assert value.node is not None
+            return value.node
+
+        source = self._trained_source(entry, operands)
+        for index, name in enumerate(node.output):
+            elem, shape = self.types.get(name, (0, None))
+            value = Value(name, elem, shape, constant=lambda i=index: compute(i))
+            if entry.layout or entry.name in _CARRIES:
+                value.weight = operands[0].weight if operands and operands[0] is not None else ""
+            if source is not None and (elem or TensorProto.FLOAT) in TRAINABLE:
+                value.trainable, value.scalar_weight = True, source.scalar_weight
+                value.emit = lambda use, v=value: emit(use, v)
+            if name:
+                self.values[name] = value
+
+    def _trained_source(
+        self, entry: Operator, operands: Sequence[Value | None]
+    ) -> Value | None:
+        """The operand that makes a folded node's outputs trainable.
+
+        Scalars do not: a chain of them (positions, scale factors) is a constant of the
+        architecture, not a weight.
+        """
+        if not entry.differentiable:
+            return None
+        for index, value in enumerate(operands):
+            name = entry.operand(index)
+            if value is None or not value.trainable or name in entry.static | entry.literal:
+                continue
+            if not value.scalar_weight or entry.layout or entry.name in _CARRIES:
+                return value
+        return None
+
+    def _evaluate(
+        self,
+        entry: Operator,
+        version: int,
+        node: NodeProto,
+        operands: Sequence[Value | None],
+        attrs: dict[str, Any],
+    ) -> Sequence[Any]:
+        args = [
+            None if v is None else v.python() if entry.operand(i) in entry.static else v.tensor()
+            for i, v in enumerate(operands)
+        ]
+        while args and args[-1] is None:
+            args.pop()
+        keywords = {name: value for name, value in attrs.items() if entry.takes(name)}
+        keywords.update(injected(self, entry, version, node, operands))
+        try:
+            with torch.no_grad():
+                result = entry.function(*args, **keywords)
+        except Exception as error:
+            raise ModelError(
+                f"{node.op_type} '{node.name or node.output[0]}': expected operands that fit it, "
+                f"got {type(error).__name__}: {error}"
+            ) from error
+        return result if entry.multiple else (result,)
+
+    def note_layer(
+        self, entry: Operator, label: str, proto: NodeProto, operands: Sequence[Value | None]
+    ) -> None:
+        """Record the prunable operands of a node that was just written."""
+        self.layers.extend(describe_layer(entry, label, proto, operands))
+
+    # ---- the result -------------------------------------------------------------------------
+
+    def module(self, outputs: Iterable[str]) -> ImportedGraph:
+        """The finished module that returns the named values."""
+        self.build()
+        nodes = []
+        for name in outputs:
+            value = self.value(name)
+            if value is None:
+                raise ModelError("graph output: expected a name, got an empty one")
+            nodes.append(self.tensor(value, "frozen" if value.node is None else "train"))
+        self.graph.output(nodes[0] if len(nodes) == 1 else tuple(nodes))
+        self.graph.eliminate_dead_code(_is_impure)
+        module = ImportedGraph(self.root, self.graph)
+        if self.scope is None:
+            module.meta["layers"] = with_biases(self.layers, self.proto, self.values)
+            module.meta["opaque"] = list(self.opaque)
+        return module
+
+
+def _is_impure(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "output")

@@ -1,0 +1,150 @@
+"""The decoding operators in NumPy: what a stored weight is worth, computed at conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, SparseTensorProto, helper, numpy_helper
+
+from dns_onnx.converters.encodings.matrix import MAX_ENTRIES, Array
+from dns_onnx.errors import ModelError
+
+Attributes = Mapping[str, Any]
+
+
+def evaluate(node: NodeProto, inputs: Sequence[Array]) -> tuple[Array, ...]:
+    """The outputs of one decoding node.
+
+    Raises ModelError if the stored arrays do not fit each other.
+    """
+    where = f"{node.op_type} '{node.name or node.output[0]}'"
+    operator = _OPERATORS.get(node.op_type)
+    if operator is None:
+        raise ModelError(
+            f"{where}: expected a decoding operator, got one that is not; "
+            "this file was not written by dns-onnx, or was edited since"
+        )
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    try:
+        return operator(inputs, attributes)
+    except (ValueError, IndexError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        raise ModelError(
+            f"{where}: expected a well-formed sparse weight, got: {error}; export the model again"
+        ) from None
+
+
+def sparse_tensor(sparse: SparseTensorProto) -> Array:
+    """The dense array of an ONNX SparseTensorProto, its indices linear or one column an axis."""
+    where = f"sparse tensor '{sparse.values.name}'"
+    shape = _shape(np.array(sparse.dims, np.int64))
+    values = numpy_helper.to_array(sparse.values)
+    indices = numpy_helper.to_array(sparse.indices).astype(np.int64)
+    if indices.ndim == 2:
+        strides = np.cumprod([1, *shape[:0:-1]], dtype=np.int64)[::-1]
+        in_range = ((indices >= 0) & (indices < np.array(shape))).all()
+        indices = indices @ strides if in_range else np.array([-1])
+    size = int(np.prod(shape, dtype=np.int64))
+    if indices.shape != values.shape or (len(indices) and not 0 <= indices.min() <= indices.max() < size):
+        raise ModelError(f"{where}: expected indices inside {list(shape)}, got others; export it again")
+    flat = np.zeros(size, values.dtype)
+    flat[indices] = values
+    return flat.reshape(shape)
+
+
+def csr_to_dense(values: Array, columns: Array, row_ptr: Array, shape: Array) -> Array:
+    """The dense weight; raises ValueError for a malformed matrix."""
+    dims = _shape(shape)
+    rows, size = dims[0], int(np.prod(dims, dtype=np.int64))
+    ptr, cols = row_ptr.astype(np.int64), columns.astype(np.int64)
+    if len(ptr) != rows + 1 or ptr[0] != 0 or ptr[-1] != len(values) or (np.diff(ptr) < 0).any():
+        raise ValueError(f"row_ptr must rise from 0 to {len(values)} in {rows + 1} entries")
+    if cols.shape != values.shape:
+        raise ValueError(f"{len(values)} values but {len(cols)} column indices")
+    if len(cols) and not 0 <= cols.min() <= cols.max() < size // rows:
+        raise ValueError(f"column indices must lie in 0 .. {size // rows - 1}")
+    flat = np.zeros(size, values.dtype)
+    flat[np.repeat(np.arange(rows), np.diff(ptr)) * (size // rows) + cols] = values
+    return flat.reshape(dims)
+
+
+def entry_rows(row_ptr: Array) -> Array:
+    """The row of each stored entry."""
+    return np.repeat(np.arange(len(row_ptr) - 1), np.diff(row_ptr.astype(np.int64)))
+
+
+def bitmask_to_csr(mask: Array, values: Array, shape: Array) -> tuple[Array, Array]:
+    """Column indices and row pointers of the entries whose bit is set."""
+    dims = _shape(shape)
+    rows, size = dims[0], int(np.prod(dims, dtype=np.int64))
+    if len(mask) != -(-size // 8):
+        raise ValueError(f"mask must have {-(-size // 8)} bytes, has {len(mask)}")
+    positions = np.flatnonzero(np.unpackbits(mask, count=size, bitorder="little"))
+    if len(positions) != len(values):
+        raise ValueError(f"mask has {len(positions)} bits set for {len(values)} values")
+    edges = np.arange(rows + 1) * (size // rows)
+    row_ptr = np.searchsorted(positions, edges).astype(np.int32)
+    return (positions % (size // rows)).astype(np.int32), row_ptr
+
+
+def _shape(shape: Array) -> tuple[int, ...]:
+    """The dense shape as integers; raises ValueError if it is none, or too large."""
+    dims = tuple(int(d) for d in shape)
+    if not dims or min(dims) < 1:
+        raise ValueError(f"shape must have positive dimensions, has {list(dims)}")
+    size = 1
+    for dim in dims:
+        size *= dim
+    if size > MAX_ENTRIES:
+        raise ValueError(f"shape {list(dims)} has more than {MAX_ENTRIES} entries")
+    return dims
+
+
+def _gaps_to_indices(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
+    gaps, width = inputs
+    return ((np.cumsum(gaps.astype(np.int64)) % int(width)).astype(np.int32),)
+
+
+def _cast(inputs: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    return (inputs[0].astype(helper.tensor_dtype_to_np_dtype(attributes["to"])),)
+
+
+def _constant_of_shape(inputs: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    value = numpy_helper.to_array(attributes["value"])
+    return (np.full(_shape(inputs[0]), value[0], value.dtype),)
+
+
+def _scatter(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
+    data, indices, updates = inputs
+    if len(indices) and not 0 <= indices.min() <= indices.max() < len(data):
+        raise ValueError(f"positions must lie in 0 .. {len(data) - 1}")
+    flat = data.copy()
+    flat[indices] = updates
+    return (flat,)
+
+
+def _reshape(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
+    return (inputs[0].reshape(tuple(int(d) for d in inputs[1])),)
+
+
+def _slice(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
+    return (inputs[0][int(inputs[1][0]) : int(inputs[2][0])],)
+
+
+_OPERATORS: dict[str, Callable[[Sequence[Array], Attributes], tuple[Array, ...]]] = {
+    "BitmaskToCsr": lambda i, a: bitmask_to_csr(i[0], i[1], i[2]),
+    "Cast": _cast,
+    "ConstantOfShape": _constant_of_shape,
+    "CsrToDense": lambda i, a: (csr_to_dense(i[0], i[1], i[2], i[3]),),
+    "CumSum": lambda i, a: (np.cumsum(i[0], dtype=i[0].dtype),),
+    "Div": lambda i, a: (i[0] // i[1],),
+    "EntryRows": lambda i, a: (entry_rows(i[0]),),
+    "GapsToIndices": _gaps_to_indices,
+    "Gather": lambda i, a: (i[0][i[1]],),
+    "Mod": lambda i, a: (i[0] % i[1],),
+    "Mul": lambda i, a: (i[0] * i[1],),
+    "Reshape": _reshape,
+    "ScatterElements": _scatter,
+    "Slice": _slice,
+}

@@ -1,0 +1,136 @@
+"""Write a model to disk so that a failure leaves whatever was there before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
+
+from dns_onnx.converters.encodings.sites import all_graphs
+from dns_onnx.errors import ExportError
+
+# A protobuf message cannot be larger; the rest is room for what is not tensor data.
+MAX_FILE_BYTES = 2**31 - 2**20
+
+# Tensors above this size go to the data file once a model needs one.
+EXTERNAL_BYTES = 1024
+
+# Where a large tensor begins in the data file, so that a runtime can map it into memory.
+_PAGE, _PAGED_BYTES, _ALIGNMENT = 4096, 2**16, 16
+
+
+def write_model(model: ModelProto, path: str | os.PathLike[str]) -> list[Path]:
+    """Write the model, above the protobuf limit with its large tensors in `<name>.data`.
+
+    Each file is written beside its place, flushed to disk and then renamed over it.
+    Returns the files written, the model first.
+    Raises ExportError if the folder is missing or the disk refuses (full, read-only); the files
+    that were there before are untouched.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise ExportError(
+            f"{target}: expected the folder '{target.parent}' to exist, got none; create it first"
+        )
+    if tensor_bytes(model.graph) + _rest_bytes(model) <= MAX_FILE_BYTES:
+        data = model.SerializeToString()
+        _replace({target: lambda file: _write(file, data)})
+        return [target]
+    return _write_external(model, target)
+
+
+def tensor_bytes(graph: GraphProto) -> int:
+    """Bytes of raw tensor data in a graph and its bodies, counted without serializing them."""
+    return sum(len(tensor.raw_data) for tensor in _tensors(graph))
+
+
+def _rest_bytes(model: ModelProto) -> int:
+    """An upper estimate of everything that is not raw tensor data."""
+    typed = sum(
+        8 * (len(t.float_data) + len(t.double_data) + len(t.int32_data) + len(t.int64_data))
+        for t in _tensors(model.graph)
+    )
+    nodes = sum(len(graph.node) for graph in all_graphs(model.graph))
+    return typed + 256 * nodes
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every tensor that may be stored outside: initializers, sparse parts, Constant values."""
+    for inner in all_graphs(graph):
+        yield from inner.initializer
+        for sparse in inner.sparse_initializer:
+            yield sparse.values
+            yield sparse.indices
+        for node in inner.node:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.TENSOR:
+                    yield attribute.t
+                elif attribute.type == AttributeProto.SPARSE_TENSOR:
+                    yield attribute.sparse_tensor.values
+                    yield attribute.sparse_tensor.indices
+
+
+def _write_external(model: ModelProto, target: Path) -> list[Path]:
+    """Write the model with its large tensors in a data file; the model in memory stays whole."""
+    data_path = target.with_name(f"{target.name}.data")
+    light = ModelProto()
+    light.CopyFrom(model)
+    chunks: list[tuple[int, bytes]] = []
+    offset = 0
+    for tensor in _tensors(light.graph):
+        raw = tensor.raw_data
+        if len(raw) <= EXTERNAL_BYTES:
+            continue
+        step = _PAGE if len(raw) >= _PAGED_BYTES else _ALIGNMENT
+        offset += -offset % step
+        chunks.append((offset, raw))
+        _point_outside(tensor, data_path.name, offset, len(raw))
+        offset += len(raw)
+
+    def write_data(file: BinaryIO) -> None:
+        for start, raw in chunks:
+            file.write(b"\0" * (start - file.tell()))
+            _write(file, raw)
+
+    head = light.SerializeToString()
+    _replace({data_path: write_data, target: lambda file: _write(file, head)})
+    return [target, data_path]
+
+
+def _point_outside(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entries = (("location", location), ("offset", str(offset)), ("length", str(length)))
+    for key, value in entries:
+        tensor.external_data.add(key=key, value=value)
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _replace(writers: dict[Path, Callable[[BinaryIO], None]]) -> None:
+    """Write every file beside its place, and only when all are whole rename them over it."""
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
+    at = next(iter(writers))
+    try:
+        for at, writer in writers.items():
+            with open(temporaries[at], "wb") as file:
+                writer(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for at, temporary in temporaries.items():
+            os.replace(temporary, at)
+    except OSError as error:
+        raise ExportError(
+            f"{at}: expected to write the file, got '{error.strerror or error}'; make room or "
+            "choose another place (the file that was there before is untouched)"
+        ) from error
+    finally:
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()

@@ -1,0 +1,35 @@
+"""An ONNX model as a torch.fx graph that can be trained."""
+
+from __future__ import annotations
+
+import os
+
+from onnx import ModelProto
+from torch import fx
+
+from dns_onnx.converters import ops as _ops  # noqa: F401  (fills the registry)
+from dns_onnx.converters.builder import Builder
+from dns_onnx.converters.order import unsupported
+from dns_onnx.converters.reader import infer_shapes, inline_functions, read_model
+from dns_onnx.errors import UnsupportedOperatorError
+
+
+def import_model(model: str | os.PathLike[str] | ModelProto) -> fx.GraphModule:
+    """Build the training graph of an ONNX model.
+
+    model: a path or a ModelProto, which is left as it is.
+    Returns a module that is called positionally in graph-input order (inputs that are no
+    initializers) and returns the output, or a tuple in graph-output order.  Every float
+    initializer that takes part in the computation is one `dns_onnx.masks.Masked` submodule;
+    `node.meta["onnx"]` is a node's ONNX value name.
+    Raises ModelError for a broken model and UnsupportedOperatorError, which names every node
+    that has no implementation.
+    """
+    where = "ModelProto" if isinstance(model, ModelProto) else os.fspath(model)
+    proto = inline_functions(read_model(model, load_data=False))
+    opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
+    missing = unsupported(proto.graph, opsets)
+    if missing:
+        raise UnsupportedOperatorError(str(where), missing)
+    builder = Builder(proto.graph, infer_shapes(proto).graph, opsets)
+    return builder.module(output.name for output in proto.graph.output)

@@ -1,0 +1,110 @@
+"""The layers of an imported graph: which initializers surgery may cut, and why not the others."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnx import GraphProto, NodeProto
+from torch import fx
+
+from dns_onnx.converters.dtypes import TRAINABLE
+from dns_onnx.converters.registry import Operator
+from dns_onnx.converters.values import Value
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight of one node.
+
+    node: the ONNX node's name, or its first output's if it has none.
+    weight, bias: ONNX initializer names.  shape: the weight's, as the initializer has it.
+    prunable: surgery may cut it.  reason: why not; "" if it may.
+    """
+
+    node: str
+    op_type: str
+    weight: str
+    bias: str | None
+    shape: tuple[int, ...]
+    prunable: bool
+    reason: str
+
+
+def layers(graph: fx.GraphModule) -> list[Layer]:
+    """The layers of an imported graph in graph order; a weight that is used twice stands once."""
+    found: list[Layer] = list(graph.meta.get("layers", []))
+    return found
+
+
+def describe_layer(
+    entry: Operator, label: str, proto: NodeProto, operands: Sequence[Value | None]
+) -> list[Layer]:
+    """The layers of one node: one for each prunable operand that comes from an initializer."""
+    rows = []
+    names = [entry.operand(i) for i in range(len(operands))]
+    bias = next(
+        (v for v, n in zip(operands, names, strict=True) if v is not None and n == entry.bias), None
+    )
+    for value, name in zip(operands, names, strict=True):
+        if name in entry.prunable and value is not None and value.weight:
+            reason = _reason(value)
+            rows.append(
+                Layer(
+                    node=label,
+                    op_type=proto.op_type,
+                    weight=value.weight,
+                    bias=bias.weight or None if bias is not None and bias.trainable else None,
+                    shape=_weight_shape(value),
+                    prunable=not reason,
+                    reason=reason,
+                )
+            )
+    return rows
+
+
+def _reason(value: Value) -> str:
+    if not value.trainable:
+        return "not a float weight" if value.elem not in TRAINABLE else "not trained"
+    return ""
+
+
+def _weight_shape(value: Value) -> tuple[int, ...]:
+    return tuple(int(d or 0) for d in value.cache.get("weight_shape") or value.known_shape() or ())
+
+
+def with_biases(
+    found: Sequence[Layer], graph: GraphProto, values: Mapping[str, Any]
+) -> list[Layer]:
+    """The layers in order, each weight once, with the initializer's own shape.
+
+    A layer without a bias operand takes that of the Add which alone reads its result.
+    """
+    users: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            users[name].append(node)
+    results = {node.name or node.output[0]: node.output[0] for node in graph.node if node.output}
+    rows: dict[str, Layer] = {}
+    for layer in found:
+        source = values.get(layer.weight)
+        shape = layer.shape if source is None or source.shape is None else source.shape
+        bias = layer.bias or _added_bias(users.get(results.get(layer.node, ""), []), values)
+        row = replace(layer, shape=tuple(int(d or 0) for d in shape), bias=bias)
+        rows.setdefault(layer.weight, row)
+    return list(rows.values())
+
+
+def _added_bias(users: Sequence[NodeProto], values: Mapping[str, Any]) -> str | None:
+    """The initializer that the only reader of a layer's result adds to it."""
+    if len(users) != 1 or users[0].op_type != "Add":
+        return None
+    for name in users[0].input:
+        value = values.get(name)
+        if value is not None and value.trainable and value.weight:
+            shape = value.shape or ()
+            if sum(d != 1 for d in shape) == 1:
+                return str(value.weight)
+    return None

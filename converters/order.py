@@ -1,0 +1,87 @@
+"""The order of an ONNX graph's nodes, and which of them nobody can compute."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from onnx import AttributeProto, GraphProto, NodeProto
+
+from dns_onnx.converters.registry import find
+from dns_onnx.errors import ModelError
+
+
+def topological(graph: GraphProto) -> list[NodeProto]:
+    """The nodes in an order in which every operand is computed first.
+
+    The file's own order is kept where it is one.  Raises ModelError for a cycle or a value that
+    two nodes give.
+    """
+    made = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    if sum(1 for node in graph.node for name in node.output if name) != len(made):
+        raise ModelError(f"graph '{graph.name}': expected one node a value, got two that give one")
+    needs = [{made[name] for name in used_names(node) if name in made} for node in graph.node]
+    if all(all(before < index for before in need) for index, need in enumerate(needs)):
+        return list(graph.node)
+    return [graph.node[index] for index in _sorted(needs, graph.name)]
+
+
+def _sorted(needs: list[set[int]], where: str) -> list[int]:
+    users: list[list[int]] = [[] for _ in needs]
+    for index, need in enumerate(needs):
+        for before in need:
+            users[before].append(index)
+    left = [len(need) for need in needs]
+    ready = deque(index for index, count in enumerate(left) if count == 0)
+    order = []
+    while ready:
+        index = ready.popleft()
+        order.append(index)
+        for user in users[index]:
+            left[user] -= 1
+            if left[user] == 0:
+                ready.append(user)
+    if len(order) != len(needs):
+        raise ModelError(f"graph '{where}': expected a graph without cycles, got one")
+    return order
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The bodies of a control-flow node."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def used_names(node: NodeProto) -> set[str]:
+    """Values that a node reads, those that its bodies take from outside too."""
+    names = {name for name in node.input if name}
+    for body in subgraphs(node):
+        names |= outer_names(body)
+    return names
+
+
+def outer_names(body: GraphProto) -> set[str]:
+    """Values that a body reads and does not make itself."""
+    own = {i.name for i in body.input} | {t.name for t in body.initializer}
+    own |= {s.values.name for s in body.sparse_initializer}
+    own |= {name for node in body.node for name in node.output}
+    read = {output.name for output in body.output}
+    for node in body.node:
+        read |= used_names(node)
+    return read - own
+
+
+def unsupported(graph: GraphProto, opsets: dict[str, int]) -> list[str]:
+    """One line for each node without an implementation, bodies of control flow included."""
+    lines = []
+    for node in graph.node:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        opset = opsets.get(domain, 1)
+        if (domain, node.op_type) != ("", "Constant") and not find(node.op_type, opset, domain):
+            label = node.name or next(iter(node.output), "")
+            lines.append(f"{domain or 'ai.onnx'}::{node.op_type} (opset {opset}) '{label}'")
+        for body in subgraphs(node):
+            lines += unsupported(body, opsets)
+    return lines

@@ -1,0 +1,238 @@
+"""Load an ONNX file and check that it is whole before anything is built from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, inliner
+
+from dns_onnx.errors import ModelError
+
+# Tensors above this size are left out of the copy that shape inference works on.
+_SMALL_BYTES = 4096
+
+
+def read_model(
+    source: str | os.PathLike[str] | ModelProto, *, load_data: bool = True
+) -> ModelProto:
+    """The model in `source`, whole, with every sparse encoding made dense again.
+
+    source: a path, or a ModelProto (which is left as it is).
+    load_data: read external data into the model; False leaves large tensors in their files, with
+    the location rewritten to an absolute path that lies inside the model's folder.
+    Raises ModelError for a file that is missing, empty, truncated or no ONNX model, and for
+    external data that are missing, too short, or outside the model's folder.
+    """
+    if isinstance(source, ModelProto):
+        model = ModelProto()
+        model.CopyFrom(source)
+        where, folder = "ModelProto", None
+    else:
+        path = Path(source)
+        model = _parse(path)
+        where, folder = str(path), path.parent
+    _check_structure(model, where)
+    encoded = _is_encoded(model)
+    _resolve_external(model, where, folder, load_data or encoded)
+    if encoded:
+        from dns_onnx.converters.encodings import to_dense
+
+        model = to_dense(model)
+    return model
+
+
+def inline_functions(model: ModelProto) -> ModelProto:
+    """The model with its local functions written out; the same object if it has none."""
+    if not model.functions:
+        return model
+    try:
+        return inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"local functions: expected bodies that can be inlined, got {error}") from None
+
+
+def infer_shapes(model: ModelProto) -> ModelProto:
+    """A light copy of the model (no large tensors) whose value_info holds inferred types.
+
+    Types that the file itself records are dropped first: they are often stale.  Where inference
+    gives up, the copy comes back without them.
+    """
+    light = _without_large_tensors(model)
+    try:
+        return onnx.shape_inference.infer_shapes(light, data_prop=True)
+    except Exception:  # the C++ side raises several unrelated kinds, and a guess is all we need
+        return light
+
+
+def tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every TensorProto of a graph: initializers and attributes, bodies of control flow too."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from _attribute_tensors(attribute)
+
+
+def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+    if attribute.HasField("sparse_tensor"):
+        yield attribute.sparse_tensor.values
+        yield attribute.sparse_tensor.indices
+    if attribute.HasField("g"):
+        yield from tensors(attribute.g)
+    for graph in attribute.graphs:
+        yield from tensors(graph)
+
+
+def _parse(path: Path) -> ModelProto:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: expected a readable ONNX file, got {error.strerror}") from None
+    if not data:
+        raise ModelError(f"{path}: expected an ONNX model, got an empty file; copy it again")
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, ValueError, RuntimeError):
+        raise ModelError(
+            f"{path}: expected an ONNX model, got {len(data)} bytes that do not parse as one; "
+            "the file is truncated or of another kind"
+        ) from None
+    return model
+
+
+def _check_structure(model: ModelProto, where: str) -> None:
+    if not model.HasField("graph") or not model.opset_import:
+        raise ModelError(
+            f"{where}: expected an ONNX model, got no graph or no operator set; "
+            "the file is truncated or of another kind"
+        )
+    if not model.graph.output:
+        raise ModelError(f"{where}: expected at least one graph output, got none")
+    for tensor in tensors(model.graph):
+        if any(dim < 0 for dim in tensor.dims):
+            raise ModelError(
+                f"{where}: tensor '{tensor.name}': expected dimensions of at least 0, "
+                f"got {list(tensor.dims)}"
+            )
+
+
+def _is_encoded(model: ModelProto) -> bool:
+    domains = {f.domain for f in model.functions} | {o.domain for o in model.opset_import}
+    return bool(model.graph.sparse_initializer) or "dns_onnx" in domains
+
+
+def _resolve_external(model: ModelProto, where: str, folder: Path | None, load: bool) -> None:
+    graphs = [tensors(model.graph)]
+    graphs += [
+        _attribute_tensors(a) for f in model.functions for n in f.node for a in n.attribute
+    ]
+    for group in graphs:
+        for tensor in group:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                _resolve_tensor(tensor, where, folder, load)
+
+
+def _resolve_tensor(tensor: TensorProto, where: str, folder: Path | None, load: bool) -> None:
+    """Check one external tensor and read it, or point it at its absolute path."""
+    at = f"{where}: tensor '{tensor.name}'"
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    path = _external_path(at, info.get("location", ""), folder)
+    try:
+        offset = int(info.get("offset", 0))
+        size = path.stat().st_size
+        length = int(info.get("length", size - offset))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{at}: expected readable external data, got {error}") from None
+    wanted = _byte_length(tensor)
+    if offset < 0 or length < wanted or offset + wanted > size:
+        raise ModelError(
+            f"{at}: expected {wanted} bytes of external data at offset {offset} of '{path.name}', "
+            f"got a file of {size}; copy it again"
+        )
+    if load or wanted <= _SMALL_BYTES:
+        with path.open("rb") as file:
+            file.seek(offset)
+            tensor.raw_data = file.read(wanted)
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+        return
+    del tensor.external_data[:]
+    for key, value in (("location", str(path)), ("offset", str(offset)), ("length", str(wanted))):
+        tensor.external_data.add(key=key, value=value)
+
+
+def _external_path(at: str, location: str, folder: Path | None) -> Path:
+    if folder is None:
+        raise ModelError(
+            f"{at}: expected the data inside the model, got external data '{location}'; "
+            "give the model's path instead of a ModelProto"
+        )
+    root = Path(os.path.realpath(folder))
+    path = Path(os.path.realpath(root / location))
+    if not location or os.path.isabs(location) or not path.is_relative_to(root):
+        raise ModelError(
+            f"{at}: expected external data inside the model's folder, got '{location}'; "
+            "move the data beside the model"
+        )
+    if not path.is_file():
+        raise ModelError(f"{at}: expected external data in '{location}', got no such file")
+    return path
+
+
+def _byte_length(tensor: TensorProto) -> int:
+    """Bytes that a tensor of this type and shape takes; 4- and 2-bit values are packed."""
+    count = int(np.prod(list(tensor.dims), dtype=np.int64)) if tensor.dims else 1
+    packed = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4, 25: 2, 26: 2}
+    if tensor.data_type in packed:
+        return (count * packed[tensor.data_type] + 7) // 8
+    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def _is_large(tensor: TensorProto) -> bool:
+    return tensor.ByteSize() > _SMALL_BYTES or tensor.data_location == TensorProto.EXTERNAL
+
+
+def _without_large_tensors(model: ModelProto) -> ModelProto:
+    """A copy whose large tensors are graph inputs of the same type, and without old types."""
+    light = ModelProto(ir_version=max(model.ir_version, 4))
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    source, target = model.graph, light.graph
+    target.name = source.name or "graph"
+    named = {tensor.name for tensor in source.initializer}
+    target.input.extend(i for i in source.input if i.name not in named)
+    for tensor in source.initializer:
+        if _is_large(tensor):
+            target.input.append(_typed(tensor.name, tensor))
+        else:
+            target.initializer.append(tensor)
+    for node in source.node:
+        large = node.op_type == "Constant" and node.attribute and _is_large(node.attribute[0].t)
+        if large:
+            target.input.append(_typed(node.output[0], node.attribute[0].t))
+        else:
+            target.node.append(node)
+    for output in source.output:
+        target.output.add(name=output.name)
+        kind = output.type.WhichOneof("value")
+        if kind == "tensor_type":
+            elem = output.type.tensor_type.elem_type
+            target.output[-1].type.tensor_type.elem_type = elem
+        elif kind:
+            target.output[-1].type.CopyFrom(output.type)
+    return light
+
+
+def _typed(name: str, tensor: TensorProto) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))

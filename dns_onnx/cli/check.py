@@ -1,0 +1,70 @@
+"""`dns-onnx check`: prove in ONNX Runtime that a pruned file is right, small and fast."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dns_onnx import report, sources
+from dns_onnx.cli.compress import DATA_HELP
+from dns_onnx.cli.console import out, show, write_json
+from dns_onnx.config import Preprocess
+from dns_onnx.converters.importer import import_model
+from dns_onnx.converters.reader import read_model
+from dns_onnx.pipeline import evaluation_pairs, masked_graph
+from dns_onnx.prepare import input_specs
+from dns_onnx.runtime.check import check
+
+NAME = "check"
+EXAMPLE = "Example: dns-onnx check lenet5.onnx small.onnx --eval mnist:data/mnist --max-drop 0.1"
+
+
+def command(
+    original: Annotated[Path, typer.Argument(help="the model before pruning")],
+    pruned: Annotated[Path, typer.Argument(help="the model after it")],
+    eval: Annotated[
+        str | None, typer.Option(help=f"data to compare on: {DATA_HELP}", metavar="DATA")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="exit 1 if the error rises by more than this many percentage points"),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="threads of ONNX Runtime", min=1)] = 1,
+    seconds: Annotated[float, typer.Option(help="time for each latency, in seconds")] = 1.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write all figures there")
+    ] = None,
+) -> None:
+    """Compare PRUNED with the training graph and with ORIGINAL: outputs, metric, bytes, speed.
+
+    The preprocessing that the pruned file was trained with is read from its metadata.
+    """
+    model = read_model(pruned)
+    specs = input_specs(model)
+    data = None
+    if eval is not None:
+        dataset = sources.load(eval, specs, stored_preprocess(model.metadata_props), "eval")
+        data = list(evaluation_pairs(dataset))
+    found = check(
+        original, pruned, data, reference=masked_graph(import_model(model), specs),
+        max_drop=max_drop, seconds=seconds, threads=threads,
+    )  # fmt: skip
+    show("Check in ONNX Runtime", report.check_table(found))
+    for sentence in found.words:
+        out.print(sentence, markup=False)
+    for problem in found.problems:
+        out.print(f"MISSED: {problem}", style="red", markup=False)
+    if json_file is not None:
+        write_json(json_file, {"machine": report.machine(), **found.to_json()})
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def stored_preprocess(metadata: object) -> Preprocess:
+    """The preprocessing that a compressed file says it was trained with."""
+    entries = {m.key: m.value for m in metadata}  # type: ignore[attr-defined]
+    text = entries.get("dns_onnx.preprocess")
+    return Preprocess.model_validate(json.loads(text)) if text else Preprocess()

@@ -1,0 +1,122 @@
+"""`dns-onnx compress`: prune a model by Dynamic Network Surgery."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dns_onnx import report
+from dns_onnx.cli.console import out, show, training_progress
+from dns_onnx.config import Config, load_config, load_recipe, recipes
+from dns_onnx.errors import ConfigError
+from dns_onnx.pipeline import Result
+from dns_onnx.pipeline import compress as run
+
+NAME = "compress"
+EXAMPLE = (
+    "Example: dns-onnx compress lenet5.onnx -o small.onnx --train mnist:data/mnist "
+    "--eval mnist:data/mnist --recipe dns2016-lenet5 --report report"
+)
+
+
+class Format(StrEnum):
+    """How pruned weights are written."""
+
+    csr = "csr"
+    portable = "portable"
+    coo = "coo"
+    dense = "dense"
+
+
+class Device(StrEnum):
+    """Where training runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+DATA_HELP = (
+    "an .npz with arrays named as the model's inputs and `labels`; mnist:DIR; a folder of npz "
+    "shards or ONNX test_data_set_*; or package.module:function. Options after `?`: scale, mean, "
+    "std, layout, split."
+)
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="the ONNX model to prune")],
+    out_file: Annotated[Path, typer.Option("-o", "--out", help="where the pruned model goes")],
+    train: Annotated[str, typer.Option(help=f"training data: {DATA_HELP}", metavar="DATA")],
+    eval: Annotated[
+        str | None,
+        typer.Option(help="data that only judge the result; without it, held-out training data do",
+                     metavar="DATA"),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="settings in TOML")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help=f"built-in settings: {', '.join(recipes())}")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="how pruned weights are written")] = Format.csr,
+    device: Annotated[Device, typer.Option(help="where training runs")] = Device.auto,
+    seed: Annotated[int | None, typer.Option(help="source of every random draw")] = None,
+    iterations: Annotated[int | None, typer.Option(help="training iterations", min=1)] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="exit 1 if the error rises by more than this many percentage points"),
+    ] = None,
+    drop_dead: Annotated[
+        bool, typer.Option("--drop-dead", help="remove units that died, where provably the same")
+    ] = False,
+    report_dir: Annotated[
+        Path | None, typer.Option("--report", help="write report.json and report.md there")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="checkpoints and log (default: OUT with suffix .run)")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the newest checkpoint in the run folder")
+    ] = False,
+) -> None:  # fmt: skip
+    """Prune MODEL by Dynamic Network Surgery and write the result as ONNX."""
+    settings = chosen_config(config, recipe, seed, iterations)
+    with training_progress() as observe:
+        result = run(
+            model, out_file, train=train, eval=eval, config=settings, format=format.value,
+            device=device.value, run_dir=run_dir, resume=resume, max_drop=max_drop,
+            drop_dead=drop_dead, observe=observe,
+        )  # fmt: skip
+    if report_dir is not None:
+        report.write(result, report_dir)
+    print_result(result)
+    if not result.check.ok:
+        raise typer.Exit(1)
+
+
+def chosen_config(
+    file: Path | None, recipe: str | None, seed: int | None, iterations: int | None
+) -> Config:
+    """The settings that the options name together."""
+    if file is not None and recipe is not None:
+        raise ConfigError("--config and --recipe: expected one of them, got both")
+    settings = load_config(file) if file else load_recipe(recipe) if recipe else Config()
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
+    if iterations is not None:
+        train = settings.train.model_copy(update={"iterations": iterations})
+        settings = settings.model_copy(update={"train": train})
+    return settings
+
+
+def print_result(result: Result) -> None:
+    """The tables and sentences of a finished run."""
+    show("Layers under surgery", report.layer_table(result))
+    show("Weights in the file", report.tensor_table(result.export.tensors))
+    show(f"Check in ONNX Runtime ({result.metric_source} data)", report.check_table(result.check))
+    for sentence in result.check.words:
+        out.print(sentence, markup=False)
+    for problem in result.check.problems:
+        out.print(f"MISSED: {problem}", style="red", markup=False)
+    out.print(f"Written: {result.path}", markup=False)

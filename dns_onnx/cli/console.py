@@ -1,0 +1,90 @@
+"""What the verbs print with: tables and bars on a terminal, plain and quiet elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dns_onnx import report, train
+from dns_onnx.errors import ExportError
+
+out = Console(soft_wrap=True, highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def show(title: str, table: report.Table) -> None:
+    """Print a table: drawn on a terminal, tab-separated elsewhere."""
+    header, rows = table
+    if not out.is_terminal:
+        out.print(title, markup=False)
+        for cells in [header, *rows]:
+            out.print("\t".join(cells), markup=False)
+        return
+    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    for i, name in enumerate(header):
+        numeric = any(row[i][:1].isdigit() for row in rows)
+        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    out.print(drawn)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON values to a file."""
+    try:
+        path.write_text(json.dumps(value, indent=1, default=str), "utf-8")
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {error}") from error
+
+
+@contextmanager
+def training_progress() -> Iterator[train.Observer]:
+    """An observer that draws a bar on a terminal; elsewhere it says a line each tenth."""
+    if not errors.is_terminal:
+        yield _Tenths()
+        return
+    columns = (
+        TextColumn("surgery"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("loss {task.fields[loss]}  error {task.fields[error]}"),
+        TextColumn("kept {task.fields[kept]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task("surgery", total=None, loss="-", error="-", kept="-")
+        error = "-"
+
+        def observe(p: train.Progress) -> None:
+            nonlocal error
+            error = error if p.error is None else report.percent(p.error)
+            bar.update(
+                task, total=p.iterations, completed=p.iteration, loss=f"{p.loss:.4f}",
+                error=error, kept=report.percent(p.kept / p.size),
+            )  # fmt: skip
+
+        yield observe
+
+
+class _Tenths:
+    """Says a plain line at each tenth of a run."""
+
+    def __init__(self) -> None:
+        self.said = 0
+
+    def __call__(self, p: train.Progress) -> None:
+        tenth = 10 * p.iteration // p.iterations
+        if tenth <= self.said:
+            return
+        self.said = tenth
+        left = p.seconds / p.iteration * (p.iterations - p.iteration)
+        errors.print(
+            f"iteration {p.iteration}/{p.iterations}  loss {p.loss:.4f}  "
+            f"kept {report.percent(p.kept / p.size)}  {left:.0f} s left",
+            markup=False,
+        )

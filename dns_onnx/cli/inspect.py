@@ -1,0 +1,87 @@
+"""`dns-onnx inspect`: what a model is made of and what surgery can do with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import onnx
+import typer
+
+from dns_onnx import report
+from dns_onnx.cli.console import out, show, write_json
+from dns_onnx.converters.importer import import_model
+from dns_onnx.converters.layers import layers
+from dns_onnx.converters.reader import read_model
+from dns_onnx.masks import holders
+from dns_onnx.prepare import input_specs
+from dns_onnx.runtime.check import file_bytes
+
+NAME = "inspect"
+EXAMPLE = "Example: dns-onnx inspect lenet5.onnx --json layers.json"
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="an ONNX model, dense or compressed")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write all figures there")
+    ] = None,
+) -> None:
+    """Show inputs, outputs, opset and each layer: parameters, zeros, prunable or why not."""
+    facts = inspect_model(model)
+    out.print(
+        f"{model}: {facts['bytes']:,} bytes, {facts['parameters']:,} parameters "
+        f"({facts['nonzero']:,} nonzero), opset {facts['opset']}, {facts['nodes']} nodes",
+        markup=False,
+    )
+    ports = [["input", i["name"], i["dtype"], str(i["shape"])] for i in facts["inputs"]]
+    ports += [["output", name, "", ""] for name in facts["outputs"]]
+    show("Inputs and outputs", (["", "name", "type", "shape"], ports))
+    rows = [
+        [x["node"], x["op_type"], x["weight"], "x".join(map(str, x["shape"])),
+         f"{x['parameters']:,}", report.percent(x["share"], 1), report.percent(x["sparsity"], 1),
+         "yes" if x["prunable"] else f"no: {x['reason']}"]
+        for x in facts["layers"]
+    ]  # fmt: skip
+    header = ["node", "operator", "weight", "shape", "parameters", "share", "zeros", "prunable"]
+    show("Layers", (header, rows))
+    for key, value in facts["metadata"].items():
+        out.print(f"{key}: {value}", markup=False)
+    if json_file is not None:
+        write_json(json_file, facts)
+
+
+def inspect_model(path: Path) -> dict[str, Any]:
+    """All that `inspect` shows, as plain JSON values."""
+    model = read_model(path)
+    graph = import_model(model)
+    weights = holders(graph)
+    total = sum(h.weight.numel() for h in weights.values())
+    nonzero = {n: int(h.weight.count_nonzero()) for n, h in weights.items()}
+    rows = []
+    for layer in layers(graph):
+        size = prod(layer.shape)
+        if layer.bias in weights:
+            size += weights[layer.bias].weight.numel()
+        zeros = 1 - nonzero[layer.weight] / max(prod(layer.shape), 1)
+        rows.append(
+            {**asdict(layer), "parameters": size, "share": size / max(total, 1), "sparsity": zeros}
+        )
+    return {
+        "file": str(path), "bytes": file_bytes(path), "parameters": total,
+        "nonzero": sum(nonzero.values()), "nodes": len(model.graph.node),
+        "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
+        "inputs": [
+            {"name": s.name, "dtype": s.dtype.name, "shape": list(s.shape or ())}
+            for s in input_specs(model)
+        ],
+        "outputs": [o.name for o in model.graph.output],
+        "layers": rows,
+        "metadata": {m.key: m.value for m in _metadata(model)},
+    }  # fmt: skip
+
+
+def _metadata(model: onnx.ModelProto) -> list[onnx.StringStringEntryProto]:
+    return list(model.metadata_props)

@@ -1,0 +1,223 @@
+"""What a compression run can be told: TOML files, built-in recipes, and their validation."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dns_onnx.errors import ConfigError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Preprocess(_Strict):
+    """How stored data become model input: `(x * scale - mean) / std`, then the layout.
+
+    mean, std: one number, or one a channel.  layout: `nhwc` says that the stored images are
+    channels-last and the model wants channels-first; `as-is` leaves the axes alone.
+    input: the model input that it applies to; the first one where it is not given.
+    """
+
+    scale: float = 1.0
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+    layout: Literal["as-is", "nhwc"] = "as-is"
+    input: str | None = None
+
+    @model_validator(mode="after")
+    def _std_is_positive(self) -> Preprocess:
+        stds = self.std if isinstance(self.std, tuple) else (self.std,)
+        if any(s <= 0 for s in stds):
+            raise ValueError("std must be positive")
+        return self
+
+
+class Data(_Strict):
+    """Which part of the training data teaches, which part decides, and in what order.
+
+    holdout: fraction (below 1) or number of training rows kept out of training; every decision of
+        the run is made on them.  0 is allowed where the run has nothing to decide.
+    shift: augmentation; every image moves by up to this many pixels along each axis, at random.
+    """
+
+    batch: int = Field(64, ge=1)
+    holdout: float = Field(0.1, ge=0)
+    shuffle: bool = True
+    shift: int = Field(0, ge=0)
+
+
+class Solver(_Strict):
+    """The optimizer.  Learning rate policies are Caffe's (`base_lr` is `lr`), and cosine.
+
+    fixed: lr.  step: lr * gamma^floor(i / stepsize).  exp: lr * gamma^i.
+    inv: lr * (1 + gamma * i)^-power.  multistep: lr * gamma^(steps passed in stepvalue).
+    poly: lr * (1 - i / iterations)^power.  sigmoid: lr / (1 + exp(-gamma * (i - stepsize))).
+    cosine: half a cosine from lr to 0.
+    tail: the last `tail` iterations go down to 0 along half a cosine, from where the policy is.
+    """
+
+    type: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(0.01, gt=0)
+    policy: Literal["fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid", "cosine"] = "inv"
+    gamma: float = 1e-4
+    power: float = 0.75
+    stepsize: int = Field(10_000, ge=1)
+    stepvalue: tuple[int, ...] = ()
+    tail: int = Field(0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    bias_lr: float = Field(2.0, ge=0, description="factor on the learning rate of biases")
+
+
+MaskStart = Literal["kept", "cut", "nonzero"] | str
+
+
+class LayerRule(_Strict):
+    """Surgery settings of the layers that `match` names; a later rule overrides an earlier one.
+
+    match: ONNX node name or weight initializer name, or a pattern with `*` and `?`.
+    weight_mask, bias_mask: the first masks: `kept` (all ones), `cut` (all zeros), `nonzero` (the
+        entries that are not zero in the model), or the path of a bool `.npy` file.
+    """
+
+    match: str
+    prune: bool | None = None
+    prune_bias: bool | None = None
+    c_rate: float | None = None
+    gamma: float | None = Field(None, ge=0)
+    power: float | None = Field(None, ge=0)
+    iter_stop: int | None = None
+    ramp_from: float | None = None
+    ramp_iters: int | None = Field(None, ge=0)
+    weight_mask: MaskStart | None = None
+    bias_mask: MaskStart | None = None
+
+    def matches(self, *names: str) -> bool:
+        """Whether the rule speaks of a layer that bears one of these names."""
+        return any(fnmatchcase(name, self.match) for name in names if name)
+
+
+class LayerSettings(_Strict):
+    """Surgery settings of one layer, every field known.  The fields are those of LayerRule."""
+
+    prune: bool = True
+    prune_bias: bool = True
+    c_rate: float = 1.0
+    gamma: float = Field(1e-4, ge=0)
+    power: float = Field(1.0, ge=0)
+    iter_stop: int | None = Field(None, description="default: 70 % of the iterations")
+    ramp_from: float = 1.0
+    ramp_iters: int = Field(0, ge=0)
+    weight_mask: MaskStart = "kept"
+    bias_mask: MaskStart = "kept"
+
+
+class Train(_Strict):
+    """The training loop.
+
+    output: the ONNX value that the loss attaches to; default: the first float output of the model.
+    eval_every: iterations between two looks at the held-out data, once the masks are frozen; the
+        state that does best there is the result.  0: the last state is the result.
+    """
+
+    iterations: int = Field(20_000, ge=1)
+    output: str | None = None
+    eval_every: int = Field(1000, ge=0)
+    log_every: int = Field(100, ge=1)
+    checkpoint_seconds: float = Field(30.0, gt=0)
+
+
+class Config(_Strict):
+    """Everything that decides a run; `seed` is the source of every random draw."""
+
+    name: str = "custom"
+    seed: int = 0
+    data: Data = Data()
+    preprocess: Preprocess = Preprocess()
+    train: Train = Train()
+    solver: Solver = Solver()
+    surgery: LayerSettings = LayerSettings()
+    layer: tuple[LayerRule, ...] = ()
+
+    def layer_settings(self, *names: str) -> LayerSettings:
+        """Settings of the layer that bears these names: the defaults, then each rule in turn."""
+        settings = self.surgery.model_dump()
+        for rule in self.layer:
+            if rule.matches(*names):
+                given = rule.model_dump(exclude={"match"}, exclude_none=True)
+                settings.update(given)
+        if settings["iter_stop"] is None:
+            settings["iter_stop"] = int(0.7 * self.train.iterations)
+        return LayerSettings(**settings)
+
+    def unused_rules(self, layers: Iterable[tuple[str, ...]]) -> list[str]:
+        """Patterns of rules that name no layer at all."""
+        layers = list(layers)
+        return [r.match for r in self.layer if not any(r.matches(*names) for names in layers)]
+
+
+def recipes() -> list[str]:
+    """Names of the built-in recipes."""
+    folder = resources.files("dns_onnx") / "recipes"
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
+
+
+def load_recipe(name: str) -> Config:
+    """A built-in recipe by name.
+
+    Raises ConfigError, naming the recipes there are.
+    """
+    if name not in recipes():
+        raise ConfigError(f"recipe '{name}': expected one of {', '.join(recipes())}")
+    text = (resources.files("dns_onnx") / "recipes" / f"{name}.toml").read_text("utf-8")
+    return parse_config(tomllib.loads(text), f"recipe {name}")
+
+
+def load_config(path: str | Path) -> Config:
+    """A configuration file in TOML.
+
+    Raises ConfigError, naming the file, the key and what is allowed there.
+    """
+    try:
+        return parse_config(tomllib.loads(Path(path).read_text("utf-8")), str(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected a configuration in TOML") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def parse_config(values: Mapping[str, Any], where: str) -> Config:
+    """Validate plain values.  where: the file that errors name."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(where, e) for e in error.errors())) from None
+
+
+def _explain(where: str, error: Any) -> str:
+    """One pydantic complaint as `file: key: expected, got`."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(error["loc"][:-1]))
+        return f"{where}: {key}: unknown key; allowed here: {allowed}"
+    return f"{where}: {key}: {error['msg']}, got {error['input']!r}"
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table at `loc` in a configuration."""
+    tables: dict[str, type[BaseModel]] = {
+        "data": Data, "preprocess": Preprocess, "train": Train, "solver": Solver,
+        "surgery": LayerSettings, "layer": LayerRule,
+    }  # fmt: skip
+    model = tables.get(str(loc[0]), Config) if loc else Config
+    return list(model.model_fields)

@@ -1,0 +1,311 @@
+"""Rows of training and evaluation data: checked, preprocessed, cut into batches.
+
+Everything here is NumPy, so that the torch graph and ONNX Runtime are fed the same arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dns_onnx.config import Preprocess
+from dns_onnx.errors import DataError
+
+Array = NDArray[Any]
+LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One model input: its name, NumPy dtype, and shape with None where the axis is free."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs by name, each [N, ...], and labels [N] where there are any."""
+
+    inputs: dict[str, Array]
+    labels: Array | None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+class Dataset(Protocol):
+    """Random access to rows; `take` returns them ready for the model."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        """The given rows, preprocessed, in the model's dtypes and shapes."""
+        ...
+
+
+class ArrayDataset:
+    """Rows of arrays that are in memory (or memory-mapped).
+
+    arrays: one a model input, each [N, ...].  labels: [N] class numbers, or None.
+    """
+
+    def __init__(
+        self, specs: Sequence[InputSpec], arrays: Mapping[str, Array], labels: Array | None,
+        preprocess: Preprocess, where: str,
+    ) -> None:  # fmt: skip
+        missing = [s.name for s in specs if s.name not in arrays]
+        if missing:
+            raise DataError(
+                f"{where}: expected arrays named {[s.name for s in specs]}, got {sorted(arrays)}; "
+                "name each array after a model input"
+            )
+        lengths = {name: len(a) for name, a in arrays.items()}
+        if labels is not None:
+            lengths[LABELS] = len(labels)
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise DataError(f"{where}: expected equally many rows, at least one, got {lengths}")
+        self.specs = list(specs)
+        self.arrays = {s.name: np.asarray(arrays[s.name]) for s in specs}
+        self.labels = labels
+        self.preprocess = preprocess
+        self.where = where
+        for spec in specs:
+            _refuse_nonfinite(self.arrays[spec.name], f"{where}: '{spec.name}'")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        raw = {name: a[rows] for name, a in self.arrays.items()}
+        labels = None if self.labels is None else self.labels[rows]
+        return Batch(prepare(raw, self.specs, self.preprocess, self.where), labels)
+
+
+class LazyDataset:
+    """Rows of anything with `len` and `[i]` (a torch Dataset), read when they are wanted.
+
+    A row is a mapping with the model's input names and `labels`, or a tuple in graph-input order
+    with the label last.
+    """
+
+    def __init__(
+        self, specs: Sequence[InputSpec], source: Any, preprocess: Preprocess, where: str
+    ) -> None:
+        self.specs, self.source, self.preprocess, self.where = specs, source, preprocess, where
+        if len(source) == 0:
+            raise DataError(f"{where}: expected at least one row, got none")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        columns = [by_name(self.source[int(r)], self.specs, self.where) for r in rows]
+        raw = {k: np.stack([np.asarray(c[k]) for c in columns]) for k in columns[0]}
+        labels = raw.pop(LABELS, None)
+        for name, values in raw.items():
+            _refuse_nonfinite(values, f"{self.where}: '{name}'")
+        return Batch(prepare(raw, self.specs, self.preprocess, self.where), labels)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some rows of another dataset."""
+
+    base: Dataset
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        return self.base.take(self.rows[rows])
+
+
+def split(data: Dataset, holdout: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """(teaching rows, held-out rows), drawn by `seed`.
+
+    holdout: a fraction below 1, or a number of rows.
+    """
+    count = round(holdout * len(data)) if holdout < 1 else int(holdout)
+    if count == 0:
+        return data, None
+    if count >= len(data):
+        raise DataError(f"holdout: expected fewer than the {len(data)} training rows, got {count}")
+    order = np.random.default_rng([seed, 0x5117]).permutation(len(data))
+    return Subset(data, np.sort(order[count:])), Subset(data, np.sort(order[:count]))
+
+
+def batch_rows(rows: int, size: int, iteration: int, seed: int | None) -> NDArray[np.int64]:
+    """Row numbers of an iteration's batch.
+
+    seed: None reads the rows in order, again and again; a number draws a new order each epoch.
+    The batch is a function of its arguments alone, so that there is no position to lose.
+    """
+    flat = np.arange(iteration * size, (iteration + 1) * size)
+    if seed is None:
+        return flat % rows
+    epoch = flat // rows
+    order = np.empty(size, np.int64)
+    for e in np.unique(epoch):
+        here = epoch == e
+        order[here] = _permutation(rows, seed, int(e))[flat[here] % rows]
+    return order
+
+
+_LAST_ORDERS: dict[tuple[int, int, int], NDArray[np.int64]] = {}
+
+
+def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch; the two latest are kept."""
+    key = (rows, seed, epoch)
+    if key not in _LAST_ORDERS:
+        while len(_LAST_ORDERS) > 1:
+            _LAST_ORDERS.pop(next(iter(_LAST_ORDERS)))
+        _LAST_ORDERS[key] = np.random.default_rng([seed, 0, epoch]).permutation(rows)
+    return _LAST_ORDERS[key]
+
+
+def batches(data: Dataset, size: int, limit: int | None = None) -> Iterator[Batch]:
+    """All rows in order (the first `limit` of them), `size` at a time; the last may be smaller."""
+    stop = len(data) if limit is None else min(limit, len(data))
+    for start in range(0, stop, size):
+        yield data.take(np.arange(start, min(start + size, stop)))
+
+
+def shifted(images: Array, pixels: int, rng: np.random.Generator) -> Array:
+    """Each image moved by up to `pixels` along both of its last two axes, edges repeated.
+
+    images: [N, ..., H, W].  Returns the same shape.
+    """
+    n, (height, width) = len(images), images.shape[-2:]
+    pad = [(0, 0)] * (images.ndim - 2) + [(pixels, pixels)] * 2
+    padded = np.pad(images, pad, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(-2, -1))
+    moves = rng.integers(0, 2 * pixels + 1, (2, n))
+    return np.ascontiguousarray(windows[np.arange(n), ..., moves[0], moves[1], :, :])
+
+
+def prepare(
+    raw: Mapping[str, Array], specs: Sequence[InputSpec], preprocess: Preprocess, where: str
+) -> dict[str, Array]:
+    """Raw rows as the model wants them: preprocessed, cast, and reshaped where only axes differ."""
+    chosen = preprocess.input or specs[0].name
+    if chosen not in {s.name for s in specs}:
+        raise DataError(
+            f"preprocess.input: expected one of {[s.name for s in specs]}, got '{chosen}'"
+        )
+    ready = {}
+    for spec in specs:
+        x = raw[spec.name]
+        if spec.name == chosen:
+            x = _normalise(x, preprocess)
+        ready[spec.name] = _fit(x, spec, where).astype(spec.dtype, copy=False)
+    return ready
+
+
+def _normalise(x: Array, p: Preprocess) -> Array:
+    """`(x * scale - mean) / std` in float32 and channels first; untouched where p says nothing."""
+    if p.layout == "nhwc":
+        x = np.moveaxis(x, -1, 1)
+    if (p.scale, p.mean, p.std) == (1.0, 0.0, 1.0):
+        return x
+    x = x.astype(np.float32) * np.float32(p.scale)
+    if p.mean == 0.0 and p.std == 1.0:
+        return x
+    axes = (1, -1) + (1,) * (x.ndim - 2)
+    mean = np.asarray(p.mean, np.float32)
+    std = np.asarray(p.std, np.float32)
+    mean, std = (m.reshape(axes) if m.ndim else m for m in (mean, std))
+    return (x - mean) / std
+
+
+def _fit(x: Array, spec: InputSpec, where: str) -> Array:
+    """Reshape rows to the model's input where that only adds, drops or merges axes."""
+    if spec.shape is None or len(spec.shape) == 0:
+        return x
+    want = spec.shape[1:]
+    have = x.shape[1:]
+    if len(have) == len(want) and all(w in (None, h) for h, w in zip(have, want, strict=True)):
+        return x
+    if None not in want and int(np.prod(have)) == int(np.prod([w or 1 for w in want])):
+        return x.reshape(len(x), *[int(w or 1) for w in want])
+    wanted = ["*" if w is None else w for w in want]
+    raise DataError(
+        f"{where}: '{spec.name}': expected rows of shape {wanted}, got {list(have)}; "
+        "reshape the data, or set preprocess.layout"
+    )
+
+
+def _refuse_nonfinite(x: Array, where: str) -> None:
+    """NaN and infinity in data are an error that names the first bad row."""
+    if x.dtype.kind != "f":
+        return
+    step = max(1, (16 << 20) // max(x[:1].nbytes, 1))  # 16 MiB at a time: x may be memory-mapped
+    for start in range(0, len(x), step):
+        bad = ~np.isfinite(x[start : start + step])
+        if bad.any():
+            row = start + int(np.argwhere(bad)[0][0])
+            raise DataError(
+                f"{where}: expected finite numbers, got NaN or infinity in row {row}; "
+                "clean or drop that row"
+            )
+
+
+def check_labels(labels: Array | None, classes: int, where: str) -> None:
+    """Labels must be whole numbers from 0 to classes - 1.
+
+    Raises DataError, naming the first label that is not.
+    """
+    if labels is None:
+        raise DataError(f"{where}: expected an array `{LABELS}`, got none; add class numbers [N]")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{where}: labels: expected whole numbers of shape [N], "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(bad):
+        raise DataError(
+            f"{where}: labels: expected 0 to {classes - 1} (the model has {classes} classes), "
+            f"got {labels[bad[0]]} in row {bad[0]}"
+        )
+
+
+def all_labels(data: Dataset) -> Array | None:
+    """The labels of every row [N]; None where the data have none.
+
+    Only lazily read data are read for it.
+    """
+    if isinstance(data, Subset):
+        base = all_labels(data.base)
+        return None if base is None else base[data.rows]
+    if isinstance(data, ArrayDataset):
+        return data.labels
+    parts = [batch.labels for batch in batches(data, 256)]
+    return (
+        np.concatenate([p for p in parts if p is not None])
+        if all(p is not None for p in parts)
+        else None
+    )
+
+
+def by_name(row: Any, specs: Sequence[InputSpec], where: str) -> dict[str, Any]:
+    """A row or batch, given as mapping or tuple, as a mapping with the model's names."""
+    if isinstance(row, Mapping):
+        return dict(row)
+    values = list(row) if isinstance(row, (tuple, list)) else [row]
+    names = [s.name for s in specs]
+    if len(values) == len(names) + 1:
+        names.append(LABELS)
+    if len(values) != len(names):
+        raise DataError(
+            f"{where}: expected {len(specs)} inputs {[s.name for s in specs]} and a label, "
+            f"got {len(values)} values"
+        )
+    return dict(zip(names, values, strict=True))

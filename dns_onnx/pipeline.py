@@ -1,0 +1,192 @@
+"""The whole road: an ONNX file in, surgery, a pruned ONNX file out, and the proof of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from dns_onnx.config import Config
+from dns_onnx.converters.exporter import Export, export_model
+from dns_onnx.converters.importer import import_model
+from dns_onnx.converters.reader import read_model
+from dns_onnx.data import Dataset, InputSpec, batches
+from dns_onnx.errors import ConfigError
+from dns_onnx.losses import fixed_batch
+from dns_onnx.prepare import (
+    check_classes,
+    input_specs,
+    load_datasets,
+    prepare_run,
+    torch_device,
+)
+from dns_onnx.runtime import metrics
+from dns_onnx.runtime.check import Check, check
+from dns_onnx.train import EVAL_BATCH, Observer, Outcome, Run, silent
+
+Array = NDArray[Any]
+TRAIN_METRIC_ROWS = 10_000  # rows of training data that stand in where there is nothing better
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What was kept of one layer, weights and biases together."""
+
+    name: str
+    weight: str
+    size: int
+    kept: int
+    c_rate: float
+    mu: float | None
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished compression: the file, how it came about, and what was found about it.
+
+    metric_source: where the error rates were read: "eval", "held-out" or "training" data.
+    """
+
+    path: Path
+    config: Config
+    device: str
+    outcome: Outcome
+    layers: list[LayerResult]
+    export: Export
+    check: Check
+    metric_source: str
+    run_dir: Path
+
+
+def compress(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    train: str | Dataset,
+    eval: str | Dataset | None = None,
+    config: Config | None = None,
+    format: str = "csr",
+    device: str = "auto",
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    max_drop: float | None = None,
+    drop_dead: bool = False,
+    observe: Observer = silent,
+) -> Result:
+    """Prune an ONNX model by Dynamic Network Surgery and write the result as ONNX.
+
+    model, out: paths.  train, eval: DATA arguments (see `sources.load`) or datasets; eval data are
+        read once, at the end, and decide nothing.
+    format: csr, portable, coo or dense.  device: auto, cpu or cuda.
+    run_dir: checkpoints and log (default: beside `out`); resume: go on from what lies there.
+    max_drop: the rise of the error, in percentage points, above which the result counts as missed.
+    drop_dead: also remove units that died with the pruning, where the result is provably the same.
+    Raises a DnsOnnxError that says what to mend; `out` is then untouched.
+    """
+    config = config or Config()
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise ConfigError(
+            f"{out}: expected an existing folder, got '{out.parent}'; create it first"
+        )
+    where = torch_device(device)
+    torch.manual_seed(config.seed)
+    original = read_model(model)
+    specs = input_specs(original)
+    teaching, heldout, judged, source = load_datasets(train, eval, config, specs)
+    graph = import_model(original)
+    run = prepare_run(
+        original, graph, config, where, Path(run_dir) if run_dir else out.with_suffix(".run"),
+        {"model": file_digest(model), "data": f"{len(teaching)} rows",
+         "settings": config.model_dump(mode="json")},
+    )  # fmt: skip
+    check_classes(run.model, {"training": teaching, "held-out": heldout, source: judged})
+    if resume:
+        run.resume()
+    outcome = run.train(teaching, heldout, observe)
+    export = export_model(
+        model, trained_weights(run), out, format=format, drop_dead=drop_dead,
+        metadata=provenance(config, run, outcome, str(model)),
+    )  # fmt: skip
+    limit = TRAIN_METRIC_ROWS if source == "training" else None
+    found = check(
+        model, out, evaluation_pairs(judged, limit), reference=masked_graph(graph.to("cpu"), specs),
+        max_drop=max_drop,
+    )  # fmt: skip
+    return Result(
+        out, config, str(where), outcome, layer_results(run), export, found, source, run.folder
+    )
+
+
+def evaluation_pairs(
+    data: Dataset, limit: int | None = None
+) -> Iterator[tuple[dict[str, Array], Array | None]]:
+    """(inputs by name, labels) batch by batch, as `runtime.check` takes them."""
+    for batch in batches(data, EVAL_BATCH, limit):
+        yield batch.inputs, batch.labels
+
+
+def trained_weights(run: Run) -> dict[str, Array]:
+    """The effective weights (zeros where cut) of every trained initializer, by ONNX name."""
+    return {name: holder.effective().cpu().numpy() for name, holder in run.weights.items()}
+
+
+def masked_graph(
+    graph: fx.GraphModule, specs: list[InputSpec]
+) -> Callable[[Mapping[str, Array]], list[Any]]:
+    """The masked graph as a function from a batch to all of the model's outputs."""
+    graph.eval()
+    names, piece = [s.name for s in specs], fixed_batch([s.shape for s in specs])
+
+    @torch.no_grad()
+    def compute(inputs: Mapping[str, Array]) -> list[Any]:
+        found = graph(*(torch.from_numpy(inputs[n]) for n in names))
+        values = found if isinstance(found, (tuple, list)) else [found]
+        return [v.numpy() if isinstance(v, torch.Tensor) else v for v in values]
+
+    return lambda inputs: metrics.in_pieces(compute, inputs, piece)
+
+
+def layer_results(run: Run) -> list[LayerResult]:
+    """What each layer under surgery kept."""
+    return [
+        LayerResult(
+            layer.name, layer.tensors[0].name, layer.size(), layer.kept(),
+            layer.schedule.c_rate, layer.mu, layer.std,
+        )
+        for layer in run.surgery
+    ]  # fmt: skip
+
+
+def provenance(config: Config, run: Run, outcome: Outcome, source: str) -> dict[str, str]:
+    """What the written file says about how it came about (prefixed `dns_onnx.` on export)."""
+    settings = config.model_dump(mode="json")
+    return {
+        "version": version("dns-onnx"),
+        "source": Path(source).name,
+        "source_sha256": str(run.fingerprint["model"]),
+        "recipe": config.name,
+        "config": json.dumps(settings, sort_keys=True),
+        "preprocess": json.dumps(settings["preprocess"], sort_keys=True),
+        "seed": str(config.seed),
+        "iterations": str(outcome.iterations),
+        "kept": str(run.surgery.kept()),
+        "operated": str(run.surgery.size()),
+        "torch": torch.__version__,
+    }
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,167 @@
+"""Putting a run together: data, device, the layers under surgery and their first masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from torch import fx
+
+from dns_onnx import sources
+from dns_onnx.config import Config, LayerSettings
+from dns_onnx.converters.layers import Layer, layers
+from dns_onnx.data import Dataset, InputSpec, all_labels, check_labels, split
+from dns_onnx.errors import ConfigError, DataError
+from dns_onnx.losses import Classifier, fixed_batch, score_value
+from dns_onnx.masks import Masked, holders
+from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
+from dns_onnx.train import Run
+
+
+def prepare_run(
+    original: onnx.ModelProto, graph: fx.GraphModule, config: Config, device: torch.device,
+    folder: Path, fingerprint: dict[str, Any],
+) -> Run:  # fmt: skip
+    """Masks attached, layers chosen by the configuration, everything on the device."""
+    graph.to(device)
+    weights = {n: h for n, h in holders(graph).items() if h.weight.requires_grad}
+    found = layers(graph)
+    surgery = Surgery(list(_operated(found, weights, config)), config.seed)
+    biases = {layer.bias for layer in found if layer.bias}
+    specs = input_specs(original)
+    model = Classifier(
+        graph, score_value(original, config.train.output), fixed_batch([s.shape for s in specs])
+    )
+    return Run(model, weights, biases, surgery, config, folder, device, fingerprint)
+
+
+def _operated(
+    found: list[Layer], weights: Mapping[str, Masked], config: Config
+) -> Iterator[LayerSurgery]:
+    """One LayerSurgery for each prunable layer that the configuration does not spare."""
+    unknown = config.unused_rules([(layer.node, layer.weight) for layer in found])
+    if unknown:
+        raise ConfigError(
+            f"layer.match: {unknown} name no layer; the layers are {[x.node for x in found]}"
+        )
+    seen: set[str] = set()
+    for layer in found:
+        settings = config.layer_settings(layer.node, layer.weight)
+        if not (layer.prunable and settings.prune) or layer.weight in seen:
+            continue
+        seen.add(layer.weight)
+        tensors = [weights[layer.weight]]
+        tensors[0].attach_mask(first_mask(tensors[0], settings.weight_mask))
+        if layer.bias and layer.bias in weights and settings.prune_bias:
+            bias = weights[layer.bias]
+            if bias.mask is None:
+                bias.attach_mask(first_mask(bias, settings.bias_mask))
+                tensors.append(bias)
+        yield LayerSurgery(layer.node, tensors, schedule_of(settings))
+
+
+def schedule_of(settings: LayerSettings) -> Schedule:
+    """The part of a layer's settings that drives its surgery."""
+    return Schedule(
+        settings.c_rate, settings.gamma, settings.power, settings.iter_stop or 0,
+        settings.ramp_from, settings.ramp_iters,
+    )  # fmt: skip
+
+
+def first_mask(holder: Masked, start: str) -> torch.Tensor:
+    """The mask that a layer starts with: `kept`, `cut`, `nonzero`, or a bool .npy file."""
+    weight = holder.weight.detach()
+    match start:
+        case "kept":
+            return torch.ones_like(weight, dtype=torch.bool)
+        case "cut":
+            return torch.zeros_like(weight, dtype=torch.bool)
+        case "nonzero":
+            return weight != 0
+    try:
+        mask = np.load(start, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"mask of '{holder.name}': expected kept, cut, nonzero or a bool .npy file, "
+            f"got '{start}': {error}"
+        ) from None
+    if mask.dtype != np.bool_ or mask.shape != tuple(weight.shape):
+        raise ConfigError(
+            f"{start}: expected bool {list(weight.shape)} for '{holder.name}', "
+            f"got {mask.dtype} {list(mask.shape)}"
+        )
+    return torch.from_numpy(mask).to(weight.device)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device that a `--device` argument means."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: expected auto, cpu or cuda, got '{name}'")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here; use auto or cpu")
+    return torch.device(name)
+
+
+def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
+    """The inputs that a caller must feed, in graph order."""
+    weights = {i.name for i in model.graph.initializer}
+    specs = []
+    for i in model.graph.input:
+        if i.name in weights:
+            continue
+        tensor = i.type.tensor_type
+        shape = None
+        if tensor.HasField("shape"):
+            shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
+        specs.append(
+            InputSpec(i.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
+        )
+    return specs
+
+
+def load_datasets(
+    train: str | Dataset, eval: str | Dataset | None, config: Config, specs: list[InputSpec]
+) -> tuple[Dataset, Dataset | None, Dataset, str]:
+    """(teaching, held-out, judged, what the judged data are)."""
+    given = _dataset(train, config, specs, "train")
+    teaching, heldout = split(given, config.data.holdout, config.seed)
+    if len(teaching) < config.data.batch:
+        raise DataError(
+            f"training data: expected at least one batch of {config.data.batch} rows, "
+            f"got {len(teaching)}; lower data.batch or data.holdout"
+        )
+    if eval is not None:
+        return teaching, heldout, _dataset(eval, config, specs, "eval"), "eval"
+    if heldout is not None:
+        return teaching, heldout, heldout, "held-out"
+    return teaching, heldout, teaching, "training"
+
+
+def _dataset(given: str | Dataset, config: Config, specs: list[InputSpec], role: str) -> Dataset:
+    if isinstance(given, str):
+        return sources.load(given, specs, config.preprocess, role)
+    return given
+
+
+def check_classes(model: Classifier, datasets: Mapping[str, Dataset | None]) -> None:
+    """Labels of all data must be classes of the model: told before the first iteration.
+
+    datasets: by the name that errors call them.
+    Raises DataError.
+    """
+    device = next(model.parameters()).device
+    for name, data in datasets.items():
+        if data is None:
+            continue
+        first = data.take(np.arange(1))
+        with torch.no_grad():
+            inputs = [torch.from_numpy(x).to(device) for x in first.inputs.values()]
+            classes = model(*inputs).shape[1]
+        check_labels(all_labels(data), classes, f"{name} data")

@@ -1,0 +1,172 @@
+"""Where a DATA argument finds its rows: npz, mnist, folders, Python entry points."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from dns_onnx.config import Preprocess, parse_config
+from dns_onnx.data import LABELS, Array, ArrayDataset, Dataset, InputSpec, LazyDataset, by_name
+from dns_onnx.errors import DataError
+
+MEMORY_LIMIT = 8 << 30  # bytes that an iterable may fill before we ask for random access
+
+
+def load(spec: str, specs: Sequence[InputSpec], preprocess: Preprocess, role: str) -> Dataset:
+    """The dataset that a DATA argument names.
+
+    spec: `file.npz`, `mnist:DIR`, a folder of npz shards or ONNX `test_data_set_*`, or
+        `package.module:function`; `?scale=..&mean=..&std=..&layout=..` after it says the
+        preprocessing, and `split=train|test` which part of mnist.
+    role: "train" or "eval"; mnist takes its training or its test images by it.
+    Raises DataError.
+    """
+    place, _, query = spec.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    part = options.pop("split", "train" if role == "train" else "test")
+    preprocess = _override(preprocess, options, spec)
+    if place.startswith("mnist:"):
+        return _mnist(Path(place.removeprefix("mnist:")), part, specs, preprocess)
+    path = Path(place)
+    if path.is_dir():
+        arrays = _folder(path, specs)
+    elif path.suffix == ".npz":
+        arrays = _npz(path)
+    elif re.fullmatch(r"[\w.]+:[\w.]+", place):
+        return _entry_point(place, specs, preprocess)
+    else:
+        raise DataError(
+            f"{spec}: expected an .npz file, a folder, mnist:DIR or package.module:function; "
+            f"{'no such file or folder' if not path.exists() else 'got another kind of file'}"
+        )
+    labels = arrays.pop(LABELS, None)
+    return ArrayDataset(specs, arrays, labels, preprocess, str(path))
+
+
+def _override(preprocess: Preprocess, options: Mapping[str, str], where: str) -> Preprocess:
+    """Preprocessing with the options of a DATA argument over it."""
+    if not options:
+        return preprocess
+    values: dict[str, Any] = preprocess.model_dump()
+    for key, text in options.items():
+        try:
+            values[key] = _numbers(text) if key in ("mean", "std", "scale") else text
+        except ValueError:
+            raise DataError(f"{where}: {key}: expected numbers, got '{text}'") from None
+    return parse_config({"preprocess": values}, where).preprocess
+
+
+def _numbers(text: str) -> float | tuple[float, ...]:
+    numbers = tuple(float(n) for n in text.split(","))
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _npz(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {k: file[k] for k in file.files}
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:
+        raise DataError(f"{path}: expected an .npz archive of plain arrays, got: {error}") from None
+
+
+def _folder(path: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
+    """All rows of a folder of npz shards, or of ONNX test data sets, in order of name."""
+    shards = [_npz(f) for f in sorted(path.glob("*.npz"))]
+    if not shards:
+        shards = [_test_data_set(d, specs) for d in sorted(path.glob("test_data_set_*"))]
+    if not shards:
+        raise DataError(f"{path}: expected .npz files or test_data_set_* folders, got neither")
+    return _concatenated(shards, str(path))
+
+
+def _concatenated(shards: Sequence[Mapping[str, Array]], where: str) -> dict[str, Array]:
+    names = sorted(shards[0])
+    for shard in shards:
+        if sorted(shard) != names:
+            raise DataError(f"{where}: expected arrays {names} in every part, got {sorted(shard)}")
+    return {k: np.concatenate([np.asarray(s[k]) for s in shards]) for k in names}
+
+
+def _test_data_set(folder: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
+    arrays = {}
+    for i, spec in enumerate(specs):
+        file = folder / f"input_{i}.pb"
+        try:
+            tensor = onnx.load_tensor(file)
+            arrays[spec.name] = numpy_helper.to_array(tensor)
+        except Exception as error:
+            raise DataError(f"{file}: expected an ONNX tensor, got: {error}") from None
+    return arrays
+
+
+def _mnist(folder: Path, part: str, specs: Sequence[InputSpec], preprocess: Preprocess) -> Dataset:
+    prefixes = {"train": "train", "test": "t10k"}
+    if part not in prefixes:
+        raise DataError(f"mnist:{folder}: split: expected train or test, got '{part}'")
+    images = _idx(folder, f"{prefixes[part]}-images-idx3-ubyte")[:, None]
+    labels = _idx(folder, f"{prefixes[part]}-labels-idx1-ubyte").astype(np.int64)
+    return ArrayDataset(specs, {specs[0].name: images}, labels, preprocess, f"mnist:{folder}")
+
+
+def _idx(folder: Path, name: str) -> Array:
+    """An idx file of bytes, plain or gzipped.  Source: yann.lecun.com/exdb/mnist, file format."""
+    plain, zipped = folder / name, folder / f"{name}.gz"
+    try:
+        data = plain.read_bytes() if plain.exists() else gzip.decompress(zipped.read_bytes())
+        shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(data[3])]
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    except FileNotFoundError:
+        raise DataError(f"{folder}: expected {name} or {name}.gz there") from None
+    except Exception as error:
+        raise DataError(f"{folder / name}: expected an idx file of bytes, got: {error}") from None
+
+
+def _entry_point(name: str, specs: Sequence[InputSpec], preprocess: Preprocess) -> Dataset:
+    """The dataset or iterable of batches that a Python function returns."""
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a module beside the working directory, as `python -m` has it
+    try:
+        target: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError) as error:
+        raise DataError(f"{name}: expected an importable function: {error}") from None
+    source = target() if callable(target) and not hasattr(target, "__getitem__") else target
+    indexable = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    if indexable and not isinstance(source, list):
+        return LazyDataset(specs, source, preprocess, name)
+    if not isinstance(source, Iterable):
+        raise DataError(f"{name}: expected a torch Dataset or batches, got {source!r}")
+    return _from_batches(source, specs, preprocess, name)
+
+
+def _from_batches(
+    source: Iterable[Any], specs: Sequence[InputSpec], preprocess: Preprocess, where: str
+) -> Dataset:
+    parts, filled = [], 0
+    for batch in source:
+        part = {k: np.asarray(v) for k, v in by_name(batch, specs, where).items()}
+        filled += sum(a.nbytes for a in part.values())
+        if filled > MEMORY_LIMIT:
+            raise DataError(
+                f"{where}: expected batches of at most {MEMORY_LIMIT >> 30} GiB in all, got more; "
+                "return an object with len() and [i] (a torch Dataset), which is read row by row"
+            )
+        parts.append(part)
+    if not parts:
+        raise DataError(f"{where}: expected at least one batch, got none")
+    arrays = _concatenated(parts, where)
+    return ArrayDataset(specs, arrays, arrays.pop(LABELS, None), preprocess, where)

@@ -1,0 +1,180 @@
+"""Dynamic Network Surgery: connections are cut, and spliced back, while the network trains.
+
+Source: Yiwen Guo, Anbang Yao, Yurong Chen, "Dynamic Network Surgery for Efficient DNNs", NIPS
+2016.  The symbols are the paper's: W the dense weights, T the masks (True = kept), t the threshold
+that the importance function h_k compares |W| with, a = 0.9 t and b = 1.1 t its two edges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dns_onnx.errors import CheckpointError, TrainingError
+from dns_onnx.masks import Masked
+
+LOWER_EDGE = 0.9  # a = 0.9 t: a kept entry at or below it is cut
+UPPER_EDGE = 1.1  # b = 1.1 t: a cut entry above it is spliced back
+CACHE_CHUNK = 1 << 17  # entries: three float32 passes over a chunk stay inside a core's L2 cache
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When and how hard one layer is operated on.
+
+    c_rate: t = max(mu + c_rate * std, 0).
+    gamma, power: the masks are updated at iteration i with probability (1 + gamma * i) ** -power.
+    iter_stop: from this iteration on the masks are frozen; 0 or less disables surgery.
+    ramp_from, ramp_iters: c_rate rises linearly from `ramp_from * c_rate` at iteration 0 to
+        `c_rate` at iteration `ramp_iters` (0: the constant c_rate of the paper).
+    """
+
+    c_rate: float
+    gamma: float = 1e-4
+    power: float = 1.0
+    iter_stop: int = 0
+    ramp_from: float = 1.0
+    ramp_iters: int = 0
+
+    def probability(self, iteration: int) -> float:
+        """Chance that the masks are updated at this iteration.  Source: the paper, section 3.3."""
+        return math.pow(1.0 + self.gamma * iteration, -self.power)
+
+    def c_rate_at(self, iteration: int) -> float:
+        """c_rate, ramped."""
+        if iteration >= self.ramp_iters:
+            return self.c_rate
+        risen = self.ramp_from + (1.0 - self.ramp_from) * iteration / self.ramp_iters
+        return self.c_rate * risen
+
+
+def mean_and_std(kept: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean and standard deviation of |w| over the nonzero entries of all the tensors together.
+
+    kept: the layer's `weight * mask` and `bias * mask`, any shapes.
+    Returns (0, 0) where every entry is zero.
+    Source: the authors' Caffe code, compress_inner_product_layer (std = sqrt(E[w^2] - mu^2)).
+    """
+    count = sum(int(torch.count_nonzero(w)) for w in kept)
+    if count == 0:
+        return 0.0, 0.0
+    mu = sum(float(w.abs().sum(dtype=torch.float64)) for w in kept) / count
+    square = sum(float(w.double().square().sum()) for w in kept) / count
+    return mu, math.sqrt(max(square - mu * mu, 0.0))
+
+
+def prune_and_splice(weight: Tensor, mask: Tensor, a: float, b: float) -> None:
+    """Update `mask` in place: kept entries with |w| <= a are cut, cut ones with |w| > b come back.
+
+    weight: any shape, not changed.  mask: bool, same shape.  Needs a <= b.
+    Source: the paper, equation 3 (with the authors' code at the edges).
+    """
+    chunk = CACHE_CHUNK if weight.device.type == "cpu" else max(weight.numel(), 1)
+    for w, m in zip(weight.view(-1).split(chunk), mask.view(-1).split(chunk), strict=True):
+        magnitude = w.abs()
+        # as a <= b, "above b, or kept and above a" is the whole rule
+        m.logical_and_(magnitude > a).logical_or_(magnitude > b)
+
+
+class LayerSurgery:
+    """The masks of one layer, its weights and biases under one threshold.
+
+    mu, std: statistics of the kept |w| and |bias|, measured once, at the first surgery iteration;
+    None before.
+    """
+
+    def __init__(self, name: str, tensors: Sequence[Masked], schedule: Schedule) -> None:
+        self.name = name
+        self.tensors = list(tensors)
+        self.schedule = schedule
+        self.mu: float | None = None
+        self.std: float | None = None
+
+    def thresholds(self, iteration: int) -> tuple[float, float]:
+        """(a, b) at this iteration; measures mu and std the first time."""
+        if self.mu is None or self.std is None:
+            self.mu, self.std = mean_and_std([w.effective() for w in self.tensors])
+        t = max(self.mu + self.schedule.c_rate_at(iteration) * self.std, 0.0)
+        return LOWER_EDGE * t, UPPER_EDGE * t
+
+    @torch.no_grad()
+    def update(self, iteration: int) -> None:
+        """Cut and splice once, whatever the draw."""
+        a, b = self.thresholds(iteration)
+        for tensor in self.tensors:
+            if tensor.mask is not None:
+                prune_and_splice(tensor.weight.detach(), tensor.mask, a, b)
+
+    def kept(self) -> int:
+        """Number of entries that are kept now."""
+        return sum(int(t.mask.sum()) for t in self.tensors if t.mask is not None)
+
+    def size(self) -> int:
+        """Number of entries under surgery."""
+        return sum(t.weight.numel() for t in self.tensors)
+
+
+class Surgery:
+    """All layers under surgery, and the one source of their random draws.
+
+    Call `step(i)` at the start of training iteration i, before the forward pass.  The draws of an
+    iteration depend on the seed and the iteration alone, so that a resumed run repeats them.  Draws
+    and thresholds are Python numbers: a step never waits for the device (but for the first, which
+    measures mu and std).
+    """
+
+    def __init__(self, layers: Sequence[LayerSurgery], seed: int) -> None:
+        if not layers:
+            raise TrainingError(
+                "surgery: expected at least one prunable layer, got none; "
+                "`dns-onnx inspect` says why each layer is not prunable"
+            )
+        self.layers = list(layers)
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[LayerSurgery]:
+        return iter(self.layers)
+
+    def step(self, iteration: int) -> list[str]:
+        """One surgery iteration; returns the names of the layers whose masks were updated."""
+        draws = np.random.default_rng([self.seed, iteration]).random(len(self.layers))
+        fired = []
+        for layer, draw in zip(self.layers, draws, strict=True):
+            schedule = layer.schedule
+            if iteration < schedule.iter_stop and schedule.probability(iteration) > draw:
+                layer.update(iteration)
+                fired.append(layer.name)
+        return fired
+
+    def frozen_at(self) -> int:
+        """First iteration from which no mask changes any more."""
+        return max((layer.schedule.iter_stop for layer in self.layers), default=0)
+
+    def kept(self) -> int:
+        """Entries kept over all layers."""
+        return sum(layer.kept() for layer in self.layers)
+
+    def size(self) -> int:
+        """Entries under surgery over all layers."""
+        return sum(layer.size() for layer in self.layers)
+
+    def state(self) -> dict[str, Any]:
+        """The mu and std of every layer, for a checkpoint (the masks live in their holders)."""
+        return {layer.name: {"mu": layer.mu, "std": layer.std} for layer in self.layers}
+
+    def load_state(self, state: Mapping[str, Mapping[str, float | None]]) -> None:
+        """Take mu and std back from `state`; they are never measured a second time."""
+        names = [layer.name for layer in self.layers]
+        if sorted(state) != sorted(names):
+            raise CheckpointError(
+                f"surgery state: expected the layers {sorted(names)}, got {sorted(state)}; "
+                "resume with the configuration that the run was started with"
+            )
+        for layer in self.layers:
+            layer.mu, layer.std = state[layer.name]["mu"], state[layer.name]["std"]

@@ -1,0 +1,270 @@
+"""The training loop: surgery, forward, backward, update; now and then a look and a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dns_onnx import checkpoint, losses
+from dns_onnx.config import Config
+from dns_onnx.data import Batch, Dataset, batch_rows, batches, shifted
+from dns_onnx.errors import CheckpointError, Interrupted, TrainingError
+from dns_onnx.interrupt import interruptible
+from dns_onnx.losses import Classifier
+from dns_onnx.masks import Masked
+from dns_onnx.solver import Optimizer
+from dns_onnx.surgery import Surgery
+
+EVAL_BATCH = 256
+SOLVER_STATE = {"momentum_buffer", "exp_avg", "exp_avg_sq", "step"}  # what SGD and Adam remember
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One look at a run.  loss: mean since the look before.  error: held-out, where it was read."""
+
+    iteration: int
+    iterations: int
+    loss: float
+    rate: float
+    kept: int
+    size: int
+    seconds: float
+    error: float | None = None
+
+
+Observer = Callable[[Progress], None]
+
+
+@dataclass
+class Best:
+    """The state that did best on held-out data since the masks froze."""
+
+    error: float = math.inf
+    iteration: int = -1
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run was.  best: None where the last state is the result."""
+
+    iterations: int
+    seconds: float
+    best_error: float | None
+    best_iteration: int
+
+
+class Run:
+    """One compression run: the model under surgery, and all that a checkpoint must hold.
+
+    weights: every holder that is trained, by initializer name.  folder: where checkpoints and the
+    log go.  fingerprint: what must be equal for a resume (model, data, settings).
+    """
+
+    def __init__(
+        self, model: Classifier, weights: dict[str, Masked], biases: set[str], surgery: Surgery,
+        config: Config, folder: Path, device: torch.device, fingerprint: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.model, self.weights, self.surgery = model, weights, surgery
+        self.config, self.folder, self.device = config, folder, device
+        self.fingerprint = fingerprint
+        self.optimizer = Optimizer(
+            [w for n, w in weights.items() if n not in biases],
+            [w for n, w in weights.items() if n in biases],
+            config.solver,
+        )
+        self.best = Best()
+        self.iteration = 0
+        self.seconds = 0.0
+        self.log_bytes = 0
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the last look
+
+    # ------------------------------------------------------------------ the loop
+
+    def train(self, data: Dataset, heldout: Dataset | None, observe: Observer) -> Outcome:
+        """Run to the last iteration.
+
+        Raises TrainingError when the loss is no longer finite, and Interrupted after SIGINT or
+        SIGTERM; both leave a checkpoint to go on from.
+        """
+        settings, iterations = self.config.train, self.config.train.iterations
+        started, saved = time.monotonic() - self.seconds, time.monotonic()
+        with interruptible() as stop, self._open_log() as log:
+            self.model.train()
+            while self.iteration < iterations:
+                i = self.iteration
+                self.surgery.step(i)
+                inputs, labels = losses.to_device(self.batch(data, i), self.device)
+                loss = losses.loss(self.model(*inputs), labels)
+                self.optimizer.torch.zero_grad()
+                loss.backward()
+                rate = self.optimizer.step(i, iterations)
+                self.loss_sum += loss.detach()
+                self.iteration = i + 1
+
+                last = self.iteration == iterations
+                if last or self.iteration % settings.log_every == 0:
+                    since = (i % settings.log_every) + 1
+                    self.seconds = time.monotonic() - started
+                    self._look(since, rate, heldout, observe, log)
+                due = time.monotonic() - saved >= settings.checkpoint_seconds
+                if last or due or stop.is_set():
+                    self.seconds = time.monotonic() - started
+                    self.save()
+                    saved = time.monotonic()
+                if stop.is_set() and not last:
+                    raise Interrupted(
+                        f"stopped at iteration {self.iteration} of {iterations}; "
+                        f"go on with --resume (checkpoint in {self.folder})"
+                    )
+        return self._finish()
+
+    def batch(self, data: Dataset, iteration: int) -> Batch:
+        """The rows of an iteration, augmented: a function of seed and iteration alone."""
+        c = self.config
+        rows = batch_rows(len(data), c.data.batch, iteration, c.seed if c.data.shuffle else None)
+        batch = data.take(rows)
+        if c.data.shift:
+            rng = np.random.default_rng([c.seed, 1, iteration])
+            moved = {
+                k: shifted(x, c.data.shift, rng) if x.ndim >= 3 else x
+                for k, x in batch.inputs.items()
+            }
+            batch = Batch(moved, batch.labels)
+        return batch
+
+    def _look(
+        self, since: int, rate: float, heldout: Dataset | None,
+        observe: Observer, log: IO[str],
+    ) -> None:  # fmt: skip
+        """Check the loss, read the held-out error when due, log and report."""
+        loss = float(self.loss_sum) / since
+        self.loss_sum.zero_()
+        if not math.isfinite(loss):
+            raise TrainingError(self._diverged(f"loss {loss}"))
+        error = self._read_heldout(heldout) if heldout is not None else None
+        progress = Progress(
+            self.iteration, self.config.train.iterations, loss, rate,
+            self.surgery.kept(), self.surgery.size(), self.seconds, error,
+        )  # fmt: skip
+        kept = {layer.name: layer.kept() for layer in self.surgery}
+        log.write(json.dumps({**asdict(progress), "layers": kept}) + "\n")
+        log.flush()
+        self.log_bytes = log.tell()
+        observe(progress)
+
+    def _read_heldout(self, heldout: Dataset) -> float | None:
+        """The held-out error, when its turn has come; remembers the best frozen state."""
+        every, last = self.config.train.eval_every, self.config.train.iterations
+        if not every or (self.iteration % every and self.iteration != last):
+            return None
+        self.model.eval()
+        error = losses.error_rate(self.model, batches(heldout, EVAL_BATCH), self.device)
+        self.model.train()
+        frozen = self.iteration >= min(self.surgery.frozen_at(), last)
+        if frozen and error < self.best.error:
+            kept = {name: w.weight.detach().clone() for name, w in self.weights.items()}
+            self.best = Best(error, self.iteration, kept)
+        return error
+
+    def _finish(self) -> Outcome:
+        """Put the best state into the model."""
+        for name, values in self.best.weights.items():
+            self.weights[name].weight.data.copy_(values)
+        error = self.best.error if self.best.weights else None
+        iteration = self.best.iteration if self.best.weights else self.iteration
+        self.model.eval()
+        return Outcome(self.iteration, self.seconds, error, iteration)
+
+    def _diverged(self, what: str) -> str:
+        good = checkpoint.latest(self.folder)
+        at = f"iteration {good.iteration} in {self.folder}" if good else "none yet"
+        return (
+            f"iteration {self.iteration}: expected a finite loss, got {what}; lower solver.lr "
+            f"(now {self.config.solver.lr:g}) or the layers' c_rate; last good checkpoint: {at}"
+        )
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint; refuses a state that is no longer finite."""
+        tensors: dict[str, Tensor] = {"rng.torch": torch.get_rng_state(), "loss_sum": self.loss_sum}
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        for name, holder in self.weights.items():
+            tensors[f"weight.{name}"] = holder.weight
+            if holder.mask is not None:
+                tensors[f"mask.{name}"] = holder.mask
+            for key in SOLVER_STATE & self.optimizer.torch.state.get(holder.weight, {}).keys():
+                tensors[f"{key}.{name}"] = self.optimizer.torch.state[holder.weight][key]
+        if not all(bool(torch.isfinite(h.weight).all()) for h in self.weights.values()):
+            raise TrainingError(self._diverged("weights that are not finite"))
+        tensors |= {f"best.{name}": w for name, w in self.best.weights.items()}
+        best = {"error": self.best.error, "iteration": self.best.iteration}
+        state = {
+            "fingerprint": self.fingerprint, "surgery": self.surgery.state(),
+            "best": best if self.best.weights else None, "seconds": self.seconds,
+            "log_bytes": self.log_bytes, "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        checkpoint.save(self.folder, self.iteration, tensors, state)
+
+    def resume(self) -> bool:
+        """Take up the newest checkpoint; False where there is none.
+
+        Raises CheckpointError where it belongs to another run.
+        """
+        found = checkpoint.latest(self.folder)
+        if found is None:
+            return False
+        for key, value in self.fingerprint.items():
+            if found.state["fingerprint"].get(key) != value:
+                raise CheckpointError(
+                    f"{self.folder}: the checkpoint belongs to a run with another {key}; resume "
+                    f"with the same {key}, or start anew in another --run-dir"
+                )
+        t = found.tensors
+        for name, holder in self.weights.items():
+            holder.weight.data.copy_(t[f"weight.{name}"])
+            if holder.mask is not None:
+                holder.mask.copy_(t[f"mask.{name}"])
+            self.optimizer.torch.state[holder.weight] = {
+                key: t[f"{key}.{name}"].to(self.device)
+                for key in SOLVER_STATE
+                if f"{key}.{name}" in t
+            }
+        torch.set_rng_state(t["rng.torch"])
+        if "rng.cuda" in t and self.device.type == "cuda":
+            torch.cuda.set_rng_state(t["rng.cuda"], self.device)
+        torch.set_num_threads(found.state["threads"])
+        self.surgery.load_state(found.state["surgery"])
+        if found.state["best"]:
+            weights = {n: t[f"best.{n}"].to(self.device) for n in self.weights}
+            self.best = Best(**found.state["best"], weights=weights)
+        self.iteration, self.seconds = found.iteration, found.state["seconds"]
+        self.log_bytes = found.state["log_bytes"]
+        self.loss_sum = t["loss_sum"].to(self.device)
+        return True
+
+    def _open_log(self) -> IO[str]:
+        """The JSON-lines log, cut back to what the checkpoint knows of."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "log.jsonl"
+        path.touch()
+        log = path.open("r+", encoding="utf-8")
+        log.truncate(self.log_bytes)
+        log.seek(self.log_bytes)
+        return log
+
+
+def silent(progress: Progress) -> None:
+    """An observer that looks away."""

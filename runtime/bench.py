@@ -1,0 +1,105 @@
+"""Latency and load time of models, measured in turn in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from dns_onnx.runtime.session import session
+
+Array = NDArray[Any]
+_DTYPES = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8, "tensor(bool)": np.bool_, "tensor(int16)": np.int16,
+    "tensor(uint16)": np.uint16, "tensor(uint32)": np.uint32, "tensor(uint64)": np.uint64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender.  Times in milliseconds: medians, and the quartiles of the latency.
+
+    ratio: latency of the first contender over this one's; above 1 this one is faster.
+    """
+
+    name: str
+    load_ms: float
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    ratio: float
+    runs: int
+
+
+def random_inputs(sess: ort.InferenceSession, rows: int = 1, seed: int = 0) -> dict[str, Array]:
+    """Inputs of the declared types and shapes; free axes: `rows` at the front, 1 elsewhere."""
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for i in sess.get_inputs():
+        free = [rows] + [1] * 16
+        shape = [d if isinstance(d, int) and d > 0 else free[k] for k, d in enumerate(i.shape)]
+        dtype = np.dtype(_DTYPES.get(i.type, np.float32))
+        if dtype.kind == "f":
+            feeds[i.name] = rng.random(shape, np.float32).astype(dtype)
+        else:
+            feeds[i.name] = rng.integers(0, 2, shape).astype(dtype)
+    return feeds
+
+
+def bench(
+    models: Mapping[str, str | Path | bytes | ort.InferenceSession],
+    inputs: Mapping[str, Array] | None = None,
+    *,
+    seconds: float = 2.0,
+    threads: int = 1,
+    rows: int = 1,
+    native: Sequence[str] | None = None,
+) -> list[Timing]:
+    """Time every model in turn, round after round, so that a slow moment of the machine hits all.
+
+    models: by the name to show.  inputs: the same for all; random ones of the first model's shapes
+    by default.  seconds: for each model.  native: names that run with the dns-onnx kernels
+    (default: all that can).  Returns one Timing a model, in order.
+    """
+    sessions: dict[str, ort.InferenceSession] = {}
+    load: dict[str, float] = {}
+    for name, model in models.items():
+        if isinstance(model, ort.InferenceSession):
+            sessions[name], load[name] = model, float("nan")
+            continue
+        use = native is None or name in native
+        start = time.perf_counter()
+        sessions[name] = session(model, native=use, threads=threads)
+        load[name] = 1e3 * (time.perf_counter() - start)
+    if inputs is None:
+        inputs = random_inputs(next(iter(sessions.values())), rows)
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for sess in sessions.values():
+        for _ in range(3):
+            _timed(sess, inputs)
+    deadline = time.perf_counter() + seconds * len(sessions)
+    while time.perf_counter() < deadline or min(len(t) for t in times.values()) < 5:
+        for name, sess in sessions.items():
+            times[name].append(_timed(sess, inputs))
+    first = statistics.median(next(iter(times.values())))
+    return [_timing(name, load[name], t, first) for name, t in times.items()]
+
+
+def _timed(sess: ort.InferenceSession, inputs: Mapping[str, Array]) -> float:
+    start = time.perf_counter()
+    sess.run(None, dict(inputs))
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _timing(name: str, load: float, times: list[float], first: float) -> Timing:
+    low, middle, high = statistics.quantiles(times, n=4)
+    return Timing(name, load, middle, low, high, first / middle, len(times))

@@ -1,0 +1,317 @@
+"""Proof that a pruned file is right, small and fast, taken where it will be used: ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import external_data_helper, numpy_helper
+
+from dns_onnx.converters import encodings
+from dns_onnx.errors import NativeLibraryError
+from dns_onnx.runtime import metrics
+from dns_onnx.runtime.bench import Timing, bench, random_inputs
+from dns_onnx.runtime.library import library_path
+from dns_onnx.runtime.session import session
+
+Array = NDArray[Any]
+Reference = Callable[[Mapping[str, Array]], Sequence[Any]]
+RTOL, ATOL = 1e-3, 1e-4  # of the largest magnitude of the output, as ONNX's own backend tests use
+ORIGINAL, STOCK, NATIVE = "original", "pruned, ONNX Runtime", "pruned, dns-onnx kernels"
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output of the file is from the masked training graph.  scale: its largest |y|."""
+
+    name: str
+    max_abs: float
+    scale: float
+    equal: bool
+
+
+@dataclass(frozen=True)
+class TensorCount:
+    """Entries of one float initializer in the original (size) and nonzeros of it in the file."""
+
+    name: str
+    size: int
+    nnz: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes on disk, external data included, beside what they could be."""
+
+    original: int
+    file: int
+    file_gzip: int
+    dense: int
+    dense_gzip: int
+    entropy_bound: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """All that was found about a pruned file; `ok` and `problems` say whether it holds."""
+
+    outputs: list[OutputError]
+    reference: str
+    error_before: float | None
+    error_after: float | None
+    rows: int
+    tensors: list[TensorCount]
+    sizes: Sizes
+    timings: list[Timing]
+    words: list[str]
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    @property
+    def kept(self) -> int:
+        return sum(t.nnz for t in self.tensors)
+
+    @property
+    def total(self) -> int:
+        return sum(t.size for t in self.tensors)
+
+    @property
+    def ratio(self) -> float:
+        """Parameters of the original over nonzeros of the file, biases counted in both."""
+        return self.total / max(self.kept, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole check as plain JSON values."""
+        return {**asdict(self), "ok": self.ok, "kept": self.kept, "total": self.total,
+                "ratio": self.ratio}  # fmt: skip
+
+
+def check(
+    original: str | Path,
+    pruned: str | Path,
+    data: Iterable[tuple[Mapping[str, Array], Array | None]] | None = None,
+    *,
+    reference: Reference | None = None,
+    max_drop: float | None = None,
+    seconds: float = 1.0,
+    threads: int = 1,
+) -> Check:
+    """Compare a pruned file with the model it came from.
+
+    data: batches of (inputs by name, labels [N] or None); random inputs where there are none.
+    reference: computes all outputs of the masked training graph in graph order; the pruned file is
+        held against it output by output.  Without it, against the plain dense form of the file.
+    max_drop: largest allowed rise of the error, in percentage points.
+    seconds: how long each contender is timed.
+    """
+    options = _quiet()
+    before = session(original, native=False, threads=threads, options=options)
+    after = session(pruned, native=False, threads=threads, options=options)
+    dense = encodings.to_dense(_load(pruned))
+    batches = list(data) if data is not None else []
+    sample = dict(batches[0][0]) if batches else random_inputs(before)
+    against = "the masked training graph"
+    if reference is None:
+        plain = session(dense.SerializeToString(), native=False, threads=threads, options=options)
+        reference, against = (lambda x: metrics.run(plain, x)), "the dense form of the file"
+    outputs = compare(after, sample, reference)
+    labelled = [(x, y) for x, y in batches if y is not None]
+    error_before = error_after = None
+    rows = 0
+    if labelled:
+        error_before, rows = metrics.error_rate(before, labelled)
+        error_after, _ = metrics.error_rate(after, labelled)
+    sizes, tensors = _sizes(original, pruned, dense)
+    timings = _race(original, pruned, sample, seconds, threads)
+    problems = [
+        f"output '{o.name}' differs from {against} by {o.max_abs:.3g} at scale {o.scale:.3g}"
+        for o in outputs
+        if not o.equal
+    ]
+    if max_drop is not None and error_before is not None and error_after is not None:
+        drop = 100 * (error_after - error_before)
+        if drop > max_drop + 1e-9:
+            problems.append(
+                f"the error rose by {drop:.2f} points, more than the {max_drop:g} allowed"
+            )
+    words = _in_words(sizes, timings, threads)
+    return Check(
+        outputs, against, error_before, error_after, rows, tensors, sizes, timings, words, problems
+    )
+
+
+def compare(
+    sess: ort.InferenceSession, inputs: Mapping[str, Array], reference: Reference
+) -> list[OutputError]:
+    """Every output of the session against the reference's, on one batch."""
+    wanted = list(reference(inputs))
+    got = metrics.run(sess, inputs)
+    return [
+        _output_error(o.name, w, g) for o, w, g in zip(sess.get_outputs(), wanted, got, strict=True)
+    ]
+
+
+def _output_error(name: str, want: Any, got: Any) -> OutputError:
+    if not isinstance(got, np.ndarray) or got.dtype.kind not in "fiub":
+        same = _plain(want) == _plain(got)
+        return OutputError(name, 0.0 if same else float("inf"), 1.0, same)
+    want = np.asarray(want)
+    if want.shape != got.shape:
+        return OutputError(name, float("inf"), 0.0, False)
+    if got.size == 0:
+        return OutputError(name, 0.0, 0.0, True)
+    w, g = want.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(w)
+    scale = float(np.abs(w[finite]).max(initial=0.0))
+    distance = float(np.abs(g - w)[finite].max(initial=0.0))
+    loose = 20.0 if got.dtype == np.float16 else 1.0
+    equal = np.allclose(
+        g, w, rtol=RTOL * loose, atol=ATOL * loose * max(scale, 1e-6), equal_nan=True
+    )
+    return OutputError(name, distance, scale, bool(equal))
+
+
+def _plain(value: Any) -> Any:
+    """Strings, maps and sequences as values that compare; floats to five digits."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _quiet() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only: a model's own warnings are not ours to repeat
+    return options
+
+
+def _load(path: str | Path) -> onnx.ModelProto:
+    return onnx.load(os.fspath(path))
+
+
+def file_bytes(path: str | Path) -> int:
+    """Bytes of a model on disk, its external data files included."""
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    folder = Path(path).parent
+    outside = {
+        entry.value
+        for tensor in external_data_helper._get_all_tensors(model)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return Path(path).stat().st_size + sum((folder / name).stat().st_size for name in outside)
+
+
+def _sizes(
+    original: str | Path, pruned: str | Path, dense: onnx.ModelProto
+) -> tuple[Sizes, list[TensorCount]]:
+    """Bytes of the file beside its alternatives, and nonzeros counted in the file's own arrays."""
+    kept = {i.name: _nonzeros(i) for i in dense.graph.initializer}
+    counts = [
+        TensorCount(i.name, int(np.prod(i.dims)), kept.get(i.name, 0))
+        for i in _load(original).graph.initializer
+        if i.data_type in _FLOATS
+    ]
+    plain = dense.SerializeToString()
+    bound = sum(metrics.entropy_bound(c.size, c.nnz) for c in counts)
+    stored = Path(pruned).read_bytes()
+    sizes = Sizes(
+        file_bytes(original), file_bytes(pruned), metrics.gzip_bytes(stored), len(plain),
+        metrics.gzip_bytes(plain), round(bound),
+    )  # fmt: skip
+    return sizes, counts
+
+
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16,
+           onnx.TensorProto.DOUBLE}  # fmt: skip
+
+
+def _nonzeros(tensor: onnx.TensorProto) -> int:
+    return int(np.count_nonzero(numpy_helper.to_array(tensor)))
+
+
+def _race(
+    original: str | Path, pruned: str | Path, sample: Mapping[str, Array], seconds: float,
+    threads: int,
+) -> list[Timing]:  # fmt: skip
+    """Original and pruned in turn on one row, and the pruned with our kernels where it has any."""
+    one = {name: x[:1] for name, x in sample.items()}
+    with_batch = _fixed_batch(original)
+    if with_batch:
+        one = {name: np.repeat(x, with_batch, axis=0) for name, x in one.items()}
+    runners: dict[str, str | Path] = {ORIGINAL: original, STOCK: pruned}
+    if _has_kernels(pruned):
+        runners[NATIVE] = pruned
+    return bench(runners, one, seconds=seconds, threads=threads, native=[NATIVE])
+
+
+def _fixed_batch(path: str | Path) -> int | None:
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    weights = {i.name for i in model.graph.initializer}
+    for i in model.graph.input:
+        dims = i.type.tensor_type.shape.dim
+        if i.name not in weights and dims and dims[0].dim_value > 1:
+            return int(dims[0].dim_value)
+    return None
+
+
+def _has_kernels(path: str | Path) -> bool:
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    if not any(n.domain == encodings.DOMAIN for n in model.graph.node):
+        return False
+    try:
+        library_path()
+    except NativeLibraryError:
+        return False
+    return True
+
+
+def _in_words(sizes: Sizes, timings: Sequence[Timing], threads: int) -> list[str]:
+    """What is smaller and faster where, and what is not."""
+    where = f"batch of one row, {threads} thread{'s' if threads > 1 else ''}"
+    words = [
+        f"On disk the file is {sizes.original / sizes.file:.1f} times smaller than the original"
+        if sizes.file < sizes.original
+        else "On disk the file is not smaller than the original",
+        f"({sizes.file:,} against {sizes.original:,} bytes; "
+        f"the same weights dense and gzipped take {sizes.dense_gzip:,}).",
+    ]
+    lines = [" ".join(words)]
+    by_name = {t.name: t for t in timings}
+    stock = by_name[STOCK].ratio
+    verdict = (
+        "as fast as" if 0.95 <= stock <= 1.05 else "faster than" if stock > 1 else "slower than"
+    )
+    lines.append(
+        f"In plain ONNX Runtime it is {verdict} the original "
+        f"({stock:.2f} times its speed; {where}): there the sparse weights are made "
+        "dense once, at load."
+    )
+    if NATIVE in by_name:
+        speed = by_name[NATIVE].ratio
+        lines.append(
+            f"With the dns-onnx kernels it runs at {speed:.2f} times the original's speed "
+            f"({where})."
+            + ("" if speed >= 1 else "  Here the kernels do not pay; use plain ONNX Runtime.")
+        )
+    else:
+        lines.append(
+            "The dns-onnx kernels were not timed: the file has no layer for them, or the native "
+            "library is not built."
+        )
+    load = by_name[STOCK].load_ms / by_name[ORIGINAL].load_ms
+    lines.append(f"Loading takes {load:.1f} times as long as loading the original.")
+    return lines

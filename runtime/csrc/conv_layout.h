@@ -1,0 +1,91 @@
+// How the maps of a convolution become panels.
+//
+// Two ways.  A pointwise convolution (one tap, no stride, no padding) reads each position once, so
+// a panel is a stretch of the map as it lies.  Any other cuts the output into blocks of
+// lines x columns positions and gives each block a lane: lane l of a panel's vectors is the
+// neighbourhood of block l.  Shifting by a tap then moves from vector to vector and never between
+// lanes, so every read is aligned; strides only change which vectors lie next to each other.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "panel_product.h"
+
+namespace dns_onnx {
+
+// The last two spatial axes of a convolution; those before them are folded away (conv.cc).
+struct PlaneShape {
+  int64_t height = 1, width = 1;          // of an input map
+  int64_t out_height = 1, out_width = 1;  // of an output map
+  int64_t kernel[2] = {1, 1};
+  int64_t stride[2] = {1, 1};
+  int64_t dilation[2] = {1, 1};
+  int64_t pad[2] = {0, 0};  // before the first line and column
+  int64_t images = 1;       // output maps for each row of the matrix
+
+  bool pointwise() const;
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+};
+
+// One axis of a blocked layout: a map's line (or column) i, counted from the padding's start, is
+// the quotient i / stride in phase i % stride; only phases that a tap reaches are kept.
+struct Axis {
+  int64_t block = 1;                // positions of a block
+  int64_t blocks = 1;               // in an output map
+  int64_t reach = 1;                // quotients that a block reads in each phase
+  std::vector<int64_t> phases;      // kept
+  std::vector<int64_t> tap_phase;   // of each tap: index into phases
+  std::vector<int64_t> tap_shift;   // of each tap: quotient
+};
+
+struct PatchLayout {
+  PlaneShape plane;
+  Axis axis[2];
+  int64_t images_of_group = 1;   // that one group's blocks can touch
+  int64_t lines_of_image = 1;    // staged lines, in each phase
+  int64_t line_floats = 1;       // of a staged line, all phases
+  int64_t column_floats = 1;     // of a staged line, one phase
+
+  int64_t blocks_of_image() const { return axis[0].blocks * axis[1].blocks; }
+};
+
+// The map of one image and channel, null where it lies in the padding; and where sums go.
+class Maps {
+ public:
+  virtual ~Maps() = default;
+  virtual const float* input(int64_t image, int64_t channel) const = 0;
+  virtual float* output(int64_t image, int64_t row) const = 0;
+};
+
+// The cheapest layout for these weights; fills `patch` unless the convolution is pointwise.
+Layout choose_layout(const PanelWeights& weights, const PlaneShape& plane, PatchLayout& patch);
+
+class FlatSurface final : public Surface {
+ public:
+  FlatSurface(const Maps& maps, int64_t images, int64_t size)
+      : maps_(maps), images_(images), size_(size) {}
+  void pack(const Layout& layout, int64_t group, int64_t first, int64_t last, float* panel,
+            float* staging) const override;
+  void unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
+              const float* sums) const override;
+
+ private:
+  const Maps& maps_;
+  int64_t images_, size_;
+};
+
+class PatchSurface final : public Surface {
+ public:
+  PatchSurface(const Maps& maps, const PatchLayout& patch) : maps_(maps), patch_(patch) {}
+  void pack(const Layout& layout, int64_t group, int64_t first, int64_t last, float* panel,
+            float* staging) const override;
+  void unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
+              const float* sums) const override;
+
+ private:
+  const Maps& maps_;
+  const PatchLayout& patch_;
+};
+
+}  // namespace dns_onnx

@@ -1,0 +1,29 @@
+// Kernels in plain C++: 4-float vectors that any compiler maps to what the CPU has.
+
+#include "kernel_set.h"
+
+namespace dns_onnx {
+namespace {
+
+#include "tile_f32.inc"
+
+struct Vector4 : PlainTranspose<4> {
+  static constexpr int kLanes = 4;
+  typedef float Register __attribute__((vector_size(16)));
+  static Register zero() { return Register{}; }
+  static Register broadcast(const float* p) { return Register{*p, *p, *p, *p}; }
+  static Register load(const float* p) { return *reinterpret_cast<const Register*>(p); }
+  static void store(float* p, Register r) { *reinterpret_cast<Register*>(p) = r; }
+  static Register add(Register a, Register b) { return a + b; }
+  static Register fma(Register a, Register b, Register c) { return a * b + c; }
+};
+
+const Tile kTiles[] = {DNS_ONNX_TILES_16(Vector4)};
+const Family kFamilies[] = {{4, 1.0F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Vector4>,
+                             scatter<Vector4>}};
+
+}  // namespace
+
+const KernelSet kPortableKernels = {"portable", kFamilies, 1, csr_gemv_f32_portable, 2.0F};
+
+}  // namespace dns_onnx

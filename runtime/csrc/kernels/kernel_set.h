@@ -1,0 +1,82 @@
+// The inner loops of one instruction set, and the choice among them.
+//
+// Everything here is plain data and plain functions: the files that define them are compiled for
+// instruction sets that this CPU may lack, so no inline function of theirs may be shared.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dns_onnx {
+
+// One stored weight: its value and where its input lies, in floats from the start of the panel.
+struct Entry {
+  float value;
+  uint32_t offset;
+};
+
+// One sparse matrix times one dense panel; see tile_f32.inc.
+struct TileJob {
+  const float* panel;
+  const Entry* entries;     // entries of row r: segments[r] to segments[r + 1]
+  const int64_t* segments;  // [rows + 1]
+  int64_t rows;
+  int64_t pitch;       // floats between the tile's lines in the panel
+  const float* start;  // [rows] first summand, null for 0; unused if `resume`
+  bool resume;         // go on from what `sums` holds
+  float* sums;         // [rows][lines * columns * lanes]
+};
+
+// Accumulates lines x columns vectors at a time, all of them in registers.
+struct Tile {
+  int lines;
+  int columns;
+  void (*run)(const TileJob&);
+};
+
+// The tiles over vectors of one width.
+struct Family {
+  int lanes;         // floats in a vector
+  float fma_cycles;  // of one multiply-add with its load from the first-level cache
+  const Tile* tiles;
+  size_t tile_count;
+  // out[i * stride + lane] = source[lane][i] for i < count
+  void (*gather)(const float* const* source, int64_t count, float* out, int64_t stride);
+  // target[lane][i] = in[i * stride + lane] for i < count and every target that is not null
+  void (*scatter)(const float* in, int64_t count, float* const* target, int64_t stride);
+};
+
+// y[r] = start[r] + sum of values[i] * x[columns[i]] over row r, for first <= r < last.
+struct GemvJob {
+  const float* values;
+  const uint16_t* columns16;  // one of the two is null
+  const uint32_t* columns32;
+  const int64_t* row_ptr;
+  const float* start;  // null for 0
+  const float* x;
+  float* y;
+};
+
+struct KernelSet {
+  const char* name;
+  const Family* families;
+  size_t family_count;
+  void (*gemv)(const GemvJob&, int64_t first, int64_t last);
+  float gemv_cycles;  // of one entry
+};
+
+extern const KernelSet kPortableKernels;
+#ifdef DNS_ONNX_X86
+extern const KernelSet kAvx2Kernels;
+extern const KernelSet kAvx512Kernels;
+void csr_gemv_f32_avx2(const GemvJob& job, int64_t first, int64_t last);
+#endif
+#ifdef DNS_ONNX_NEON
+extern const KernelSet kNeonKernels;
+#endif
+void csr_gemv_f32_portable(const GemvJob& job, int64_t first, int64_t last);
+
+// The fastest set that this CPU runs; the environment variable DNS_ONNX_KERNELS names a lesser one.
+const KernelSet& kernel_set();
+
+}  // namespace dns_onnx

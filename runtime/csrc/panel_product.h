@@ -1,0 +1,111 @@
+// A sparse matrix times dense inputs that are first packed into panels: the engine behind
+// convolutions and products with several rows.
+//
+// Words: a *channel* is one dense input of a weight (an input map, a column of A); a *tap* is one
+// of the places around a position that its weights reach (kernel height x width; 1 in a product);
+// a *position* is one output (a pixel, a row of A).  A *group* is as many positions as one tile
+// computes; its *panel* holds what they read, channel by channel.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "csr.h"
+#include "kernels/kernel_set.h"
+#include "scratch.h"
+
+namespace dns_onnx {
+
+// How the positions of one input shape fall into groups, and how a panel is laid out.
+struct Layout {
+  const Family* family = nullptr;
+  const Tile* tile = nullptr;
+  int64_t groups = 0;
+  int64_t channel_vectors = 0;        // vectors of one channel in a panel
+  int64_t pitch = 0;                  // vectors between the tile's lines
+  std::vector<uint32_t> tap_vectors;  // where a tap begins, in vectors from the channel's start
+  int64_t staging = 0;                // floats that pack() needs for itself
+
+  int64_t sums() const { return int64_t{tile->lines} * tile->columns * family->lanes; }
+  int64_t channel_floats() const { return channel_vectors * family->lanes; }
+};
+
+// Where a run's panels come from and where its sums go.
+class Surface {
+ public:
+  virtual ~Surface() = default;
+  // Writes channels first..last of a group; `panel` is where channel `first` begins.
+  virtual void pack(const Layout& layout, int64_t group, int64_t first, int64_t last, float* panel,
+                    float* staging) const = 0;
+  // Takes the sums of rows first..last of a group.
+  virtual void unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
+                      const float* sums) const = 0;
+};
+
+// The sparse matrix of a layer: row r's weights reach channels from first_channel(r) on.
+struct PanelWeights {
+  const Csr* matrix = nullptr;
+  int64_t taps = 1;
+  int64_t channels = 0;          // in all
+  int64_t rows_of_a_part = 0;    // a grouped convolution has several parts ...
+  int64_t channels_of_a_part = 0;  // ... each with channels of its own
+
+  int64_t first_channel(int64_t row) const { return row / rows_of_a_part * channels_of_a_part; }
+};
+
+// Estimated cycles of one run with this layout, on one thread.
+double estimated_cycles(const PanelWeights& weights, const Layout& layout);
+
+// A layout with the weights sorted for it; built once for each input shape.
+class PanelProduct {
+ public:
+  PanelProduct(const PanelWeights& weights, Layout layout);
+
+  // start: first summand of each row, null for 0.  Throws Error where memory runs out.
+  void run(Parallel& parallel, const Surface& surface, const float* start, Scratch& scratch) const;
+  const Layout& layout() const { return layout_; }
+
+ private:
+  void sort_weights(const PanelWeights& weights);
+  bool group_at_once(int64_t group, const Surface& surface, const float* start,
+                     Scratch& scratch) const;
+  void rows_of_group(int64_t group, int64_t first, int64_t last, const float* panel, float* sums,
+                     const Surface& surface, const float* start) const;
+  size_t panel_floats() const;
+
+  Layout layout_;
+  int64_t rows_, channels_;
+  int64_t block_;   // channels worked on at a time, so that their panel stays in a near cache
+  int64_t blocks_;
+  int64_t chunk_;   // rows of one task
+  std::vector<Entry> entries_;     // by block, then by row
+  std::vector<int64_t> segments_;  // [blocks * rows + 1]
+};
+
+// The products of a layer for the input shapes it has seen lately.
+class ProductCache {
+ public:
+  // make() runs once for each key, unless more than kKept keys are in turn.
+  template <typename Make>
+  std::shared_ptr<const PanelProduct> get(const std::vector<int64_t>& key, Make&& make) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const Item& item : items_) {
+      if (item.key == key) return item.product;
+    }
+    if (items_.size() == kKept) items_.erase(items_.begin());
+    items_.push_back({key, make()});
+    return items_.back().product;
+  }
+
+ private:
+  static constexpr size_t kKept = 8;
+  struct Item {
+    std::vector<int64_t> key;
+    std::shared_ptr<const PanelProduct> product;
+  };
+  std::mutex mutex_;
+  std::vector<Item> items_;
+};
+
+}  // namespace dns_onnx

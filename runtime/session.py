@@ -1,0 +1,116 @@
+"""ONNX Runtime sessions with the sparse kernels in place wherever they can be."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnxruntime as ort
+
+from dns_onnx.errors import ModelError, NativeLibraryError
+from dns_onnx.runtime.library import library_path
+
+_log = logging.getLogger(__name__)
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+
+Provider = str | tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class SessionNotes:
+    """How a session was made; found as its attribute `dns_onnx`.
+
+    native: whether the sparse kernels are registered.  reason: why not, empty if they are.
+    """
+
+    native: bool
+    reason: str
+
+
+def session(
+    model: str | os.PathLike[str] | bytes,
+    providers: Sequence[Provider] | None = None,
+    *,
+    native: bool | Literal["require"] = True,
+    threads: int | None = None,
+    options: ort.SessionOptions | None = None,
+) -> ort.InferenceSession:
+    """Opens a model in ONNX Runtime, with the native sparse kernels where they can help.
+
+    model: a path, or the bytes of a serialized model.  providers: as ONNX Runtime takes them;
+    None asks for CUDA where a device exists, then for the CPU.  native: False leaves the kernels
+    out, "require" makes their absence an error; they run on the CPU, so by default a session on
+    another device goes without.  threads: for work inside one node.
+    The session's attribute `dns_onnx` is a SessionNotes.
+    Raises NativeLibraryError (native="require") and ModelError (the model does not load).
+    """
+    chosen = list(default_providers() if providers is None else providers)
+    options = options or ort.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    notes = _register(options, chosen, native)
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    where = "model" if isinstance(source, bytes) else source
+    try:
+        made = ort.InferenceSession(source, options, providers=chosen)
+    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+        raise ModelError(
+            f"{where}: expected a model that ONNX Runtime {ort.__version__} loads, got: {error}"
+        ) from error
+    made.dns_onnx = notes
+    _log.debug("%s: native kernels: %s %s", where, notes.native, notes.reason)
+    return made
+
+
+def default_providers() -> list[Provider]:
+    """CUDA where this ONNX Runtime offers it and a device answers, then the CPU."""
+    if _CUDA in ort.get_available_providers() and cuda_devices() > 0:
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        return [_CUDA, _CPU]
+    return [_CPU]
+
+
+def cuda_devices() -> int:
+    """Number of CUDA devices that the driver reports; 0 without a driver."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _register(
+    options: ort.SessionOptions, providers: list[Provider], native: bool | Literal["require"]
+) -> SessionNotes:
+    """Registers the kernel library with `options`, or says why it does not."""
+    if not native:
+        return SessionNotes(False, "switched off by the caller")
+    names = {provider if isinstance(provider, str) else provider[0] for provider in providers}
+    if native != "require" and names != {_CPU}:
+        return SessionNotes(False, f"the kernels run on the CPU, the session on {sorted(names)}")
+    try:
+        options.register_custom_ops_library(str(library_path()))
+    except NativeLibraryError as error:
+        if native == "require":
+            raise
+        return SessionNotes(False, str(error))
+    except Exception as error:  # ONNX Runtime could not load the file
+        message = (
+            f"{library_path()}: expected a library that ONNX Runtime {ort.__version__} loads, "
+            f"got: {error}; reinstall dns-onnx"
+        )
+        if native == "require":
+            raise NativeLibraryError(message) from error
+        return SessionNotes(False, message)
+    return SessionNotes(True, "")

@@ -1,0 +1,148 @@
+"""CsrGemm and CsrMatMul against NumPy twins and ONNX Runtime's dense operators."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+Array = npt.NDArray[Any]
+Make = Callable[..., Any]
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+# m, k, n, density
+SHAPES = {
+    "one_by_one": (1, 1, 1, 1.0),
+    "vector": (1, 300, 100, 0.05),
+    "vector_dense": (1, 64, 33, 1.0),
+    "two_rows": (2, 129, 65, 0.3),
+    "three_rows": (3, 40, 17, 0.5),
+    "seven_rows": (7, 100, 31, 0.1),
+    "eight_rows": (8, 100, 31, 0.1),
+    "batch_33": (33, 257, 19, 0.2),
+    "batch_64": (64, 128, 50, 0.07),
+    "batch_100": (100, 70, 40, 0.4),
+    "wide": (1, 70000, 9, 0.01),
+    "no_nonzeros": (5, 20, 10, 0.0),
+    "batch_zero": (0, 20, 10, 0.5),
+}
+INDEX_TYPES = (np.uint8, np.uint16, np.int32, np.int64)
+
+
+def csr_gemm(a: Array, rows: list[list[tuple[int, float]]], alpha: float) -> Array:
+    """The NumPy twin: y[:, n] = alpha * sum of v * a[:, k] over row n's entries (k, v)."""
+    y = np.zeros((a.shape[0], len(rows)), np.float64)
+    for n, row in enumerate(rows):
+        for k, v in row:
+            y[:, n] += alpha * v * a[:, k].astype(np.float64)
+    return y.astype(np.float32)
+
+
+def entries(dense: Array) -> list[list[tuple[int, float]]]:
+    return [[(int(k), float(row[k])) for k in np.flatnonzero(row)] for row in dense]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("trans_b", [0, 1])
+@pytest.mark.parametrize("trans_a", [0, 1])
+def test_gemm_equals_twin_and_dense(
+    shape: tuple[int, int, int, float], trans_a: int, trans_b: int,
+    make_layer: Make, make_pruned: Make, close: Make,
+) -> None:
+    m, k, n, density = shape
+    rng = np.random.default_rng(1)
+    weight = make_pruned(rng, (n, k), density)
+    bias = rng.standard_normal(n).astype(np.float32)
+    a = rng.standard_normal((m, k)).astype(np.float32)
+    layer = make_layer(
+        "CsrGemm", weight if trans_b else np.ascontiguousarray(weight.T), bias=bias,
+        alpha=0.5, beta=2.0, transA=trans_a, transB=trans_b,
+    )
+    x = np.ascontiguousarray(a.T) if trans_a else a
+    got = layer.run(x)
+    close(got, csr_gemm(a, entries(weight), 0.5) + np.float32(2.0) * bias)
+    close(got, layer.run(x, sparse=False))
+    close(layer.run(x, threads=2), got)
+
+
+@pytest.mark.parametrize(("columns", "pointers"), list(itertools.product(INDEX_TYPES, INDEX_TYPES)))
+def test_gemm_takes_every_index_type(
+    columns: Any, pointers: Any, make_layer: Make, make_pruned: Make, close: Make
+) -> None:
+    rng = np.random.default_rng(2)
+    weight = make_pruned(rng, (12, 100), 0.1)
+    x = rng.standard_normal((2, 100)).astype(np.float32)
+    layer = make_layer(
+        "CsrGemm", weight, columns=columns, pointers=pointers,
+        alpha=1.0, beta=1.0, transA=0, transB=1,
+    )
+    close(layer.run(x), layer.run(x, sparse=False))
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (9,), (1, 9), (4, 1), (4, 9), (1, 1)], ids=lambda s: "x".join(map(str, s))
+)
+@pytest.mark.parametrize("m", [4])
+def test_gemm_broadcasts_c(
+    shape: tuple[int, ...], m: int, make_layer: Make, make_pruned: Make, close: Make
+) -> None:
+    rng = np.random.default_rng(3)
+    weight = make_pruned(rng, (9, 30), 0.3)
+    bias = np.asarray(rng.standard_normal(shape), np.float32)
+    x = rng.standard_normal((m, 30)).astype(np.float32)
+    layer = make_layer(
+        "CsrGemm", weight, bias=bias, alpha=1.0, beta=-1.5, transA=0, transB=1
+    )
+    close(layer.run(x), layer.run(x, sparse=False))
+
+
+def test_gemm_row_without_entries_gives_the_bias(make_layer: Make, make_pruned: Make) -> None:
+    rng = np.random.default_rng(4)
+    weight = make_pruned(rng, (40, 50), 0.2)
+    weight[[0, 7, 39]] = 0
+    bias = rng.standard_normal(40).astype(np.float32)
+    layer = make_layer(
+        "CsrGemm", weight, bias=bias, alpha=1.0, beta=1.0, transA=0, transB=1
+    )
+    for m in (1, 3, 16):
+        got = layer.run(rng.standard_normal((m, 50)).astype(np.float32))
+        np.testing.assert_array_equal(got[:, [0, 7, 39]], np.tile(bias[[0, 7, 39]], (m, 1)))
+
+
+@pytest.mark.parametrize(
+    "lead", [(), (1,), (5,), (2, 3), (2, 1, 4), (0, 3), (16, 2)], ids=lambda s: "x".join(map(str, s))
+)
+def test_matmul_equals_dense(
+    lead: tuple[int, ...], make_layer: Make, make_pruned: Make, close: Make
+) -> None:
+    rng = np.random.default_rng(5)
+    weight = make_pruned(rng, (60, 23), 0.15)
+    layer = make_layer("CsrMatMul", weight, columns=np.uint8, pointers=np.uint16)
+    x = rng.standard_normal((*lead, 60)).astype(np.float32)
+    got = layer.run(x)
+    close(got, layer.run(x, sparse=False))
+    twin = csr_gemm(x.reshape(-1, 60), entries(weight.T), 1.0).reshape(*lead, 23)
+    close(got, twin)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 9, 40])
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_reach_the_rows_that_store_them(
+    m: int, special: float, make_layer: Make, make_pruned: Make
+) -> None:
+    rng = np.random.default_rng(6)
+    weight = make_pruned(rng, (21, 70), 0.2)
+    x = rng.standard_normal((m, 70)).astype(np.float32)
+    x[0, [0, 33]] = special
+    layer = make_layer("CsrGemm", weight, alpha=1.0, beta=1.0, transA=0, transB=1)
+    hit = (weight[:, [0, 33]] != 0).any(axis=1)
+    assert hit.any()
+    got = layer.run(x)
+    assert not np.isfinite(got[0, hit]).any()
+    assert np.isfinite(got[0, ~hit]).all()
+    assert np.isfinite(got[1:]).all()

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dns_onnx.config import Config, load_config, load_recipe, parse_config, recipes
+from dns_onnx.errors import ConfigError
+
+
+def test_the_authors_recipes_ship() -> None:
+    assert {"dns2016-lenet5", "dns2016-lenet300100"} <= set(recipes())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "iterations", "iter_stop", "c_rates"),
+    [
+        ("dns2016-lenet5", 16_000, 14_000, {"conv1": 2, "conv2": 3, "ip1": 4, "ip2": 2.5}),
+        ("dns2016-lenet300100", 25_000, 20_000, {"ip1": 5, "ip2": 3, "ip3": 3}),
+    ],
+)
+def test_settings_of_the_authors(
+    recipe: str, iterations: int, iter_stop: int, c_rates: dict[str, float]
+) -> None:
+    c = load_recipe(recipe)
+    assert (c.data.batch, c.data.shuffle, c.preprocess.scale) == (64, False, 1 / 256)
+    s = c.solver
+    assert (s.type, s.lr, s.policy, s.gamma, s.power) == ("sgd", 0.01, "inv", 1e-4, 0.75)
+    assert (s.momentum, s.weight_decay, s.bias_lr) == (0.9, 5e-4, 2)
+    assert c.train.iterations == iterations
+    for name, c_rate in c_rates.items():
+        layer = c.layer_settings(name, f"{name}.weight")
+        assert (layer.c_rate, layer.iter_stop, layer.gamma, layer.power) == (
+            c_rate, iter_stop, 1e-4, 1,
+        )  # fmt: skip
+
+
+def test_every_recipe_is_valid_and_bears_its_file_name() -> None:
+    for name in recipes():
+        assert load_recipe(name).name == name
+
+
+def test_later_rules_override_earlier_ones_and_leave_the_rest() -> None:
+    config = parse_config(
+        {
+            "surgery": {"c_rate": 1.5, "gamma": 1e-3},
+            "layer": [
+                {"match": "conv*", "c_rate": 2},
+                {"match": "conv2.weight", "prune_bias": False, "weight_mask": "nonzero"},
+                {"match": "head", "prune": False},
+            ],
+        },
+        "x",
+    )
+    assert config.layer_settings("conv1", "conv1.weight").c_rate == 2
+    second = config.layer_settings("conv2", "conv2.weight")
+    assert (second.c_rate, second.prune_bias, second.weight_mask) == (2, False, "nonzero")
+    assert second.gamma == 1e-3
+    assert not config.layer_settings("head", "w").prune
+    assert config.layer_settings("other", "w").c_rate == 1.5
+
+
+def test_iter_stop_defaults_to_seven_tenths() -> None:
+    config = parse_config({"train": {"iterations": 1000}}, "x")
+    assert config.layer_settings("any").iter_stop == 700
+
+
+def test_rules_that_name_no_layer_are_found() -> None:
+    config = parse_config({"layer": [{"match": "conv*"}, {"match": "fc9"}]}, "x")
+    assert config.unused_rules([("conv1", "w1"), ("fc1", "w2")]) == ["fc9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data]\nbatchh = 1", r"c\.toml: data\.batchh: unknown key; allowed here: batch, holdout"),
+        ("speed = 1", r"c\.toml: speed: unknown key; allowed here: name, seed"),
+        ("[solver]\npolicy = 'warm'", r"c\.toml: solver\.policy: Input should be 'fixed', 'step'"),
+        ("[data]\nbatch = 'many'", r"c\.toml: data\.batch: .*integer.*got 'many'"),
+        ("[[layer]]\nc_rate = 1", r"c\.toml: layer\.0\.match: Field required"),
+        ("[solver]\nlr = 0", r"c\.toml: solver\.lr: .*greater than 0, got 0"),
+        ("[preprocess]\nstd = [0.5, 0]", r"c\.toml: preprocess: .*std must be positive"),
+        ("data = [", r"c\.toml: not valid TOML"),
+    ],
+)
+def test_errors_name_file_key_and_what_is_allowed(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config("c.toml")
+
+
+def test_missing_file_and_unknown_recipe() -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config("absent.toml")
+    with pytest.raises(ConfigError, match="expected one of .*dns2016-lenet5"):
+        load_recipe("lenet6")
+
+
+def test_settings_survive_json() -> None:
+    config = load_recipe("dns2016-lenet5")
+    assert Config.model_validate(config.model_dump(mode="json")) == config

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from dns_onnx.masks import Masked, holders
+
+
+def masked() -> Masked:
+    holder = Masked("w", torch.tensor([[1.0, -2.0], [3.0, 0.5]]))
+    holder.attach_mask(torch.tensor([[True, False], [True, False]]))
+    return holder
+
+
+def test_without_a_mask_the_weight_itself_comes_out() -> None:
+    holder = Masked("w", torch.ones(3))
+    assert holder() is holder.weight
+
+
+def test_the_effective_weight_is_zero_where_cut() -> None:
+    assert torch.equal(masked()(), torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
+
+
+def test_cut_entries_receive_the_gradient_of_the_effective_weight() -> None:
+    holder = masked()
+    target = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    (holder() * target).sum().backward()
+    assert torch.equal(holder.weight.grad, target)
+
+
+def test_sgd_with_momentum_and_decay_moves_cut_entries_as_by_hand() -> None:
+    holder = masked()
+    optimizer = torch.optim.SGD(holder.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    by_hand, velocity = holder.weight.detach().clone(), torch.zeros(2, 2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (holder() ** 2).sum().backward()
+        optimizer.step()
+        gradient = 2 * by_hand * holder.mask
+        velocity = 0.9 * velocity + gradient + 0.01 * by_hand
+        by_hand = by_hand - 0.1 * velocity
+    torch.testing.assert_close(holder.weight.detach(), by_hand, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(by_hand[~holder.mask], masked().weight.detach()[~holder.mask])
+
+
+def test_a_mask_of_another_shape_or_dtype_is_refused() -> None:
+    holder = Masked("conv.w", torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"mask of 'conv.w': expected bool \(2, 2\)"):
+        holder.attach_mask(torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="expected bool"):
+        holder.attach_mask(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_keep_values_and_mask(copier) -> None:
+    holder = copier(masked())
+    assert torch.equal(holder(), masked()())
+    assert holder.name == "w"
+
+
+def test_the_mask_is_part_of_the_state() -> None:
+    assert set(masked().state_dict()) == {"weight", "mask"}
+
+
+def test_holders_are_found_by_initializer_name() -> None:
+    module = torch.nn.ModuleList([Masked("a", torch.ones(1)), Masked("b", torch.ones(2))])
+    assert list(holders(module)) == ["a", "b"]
+
+
+def test_compiled_gate_equals_eager() -> None:
+    holder = masked()
+    compiled = torch.compile(holder, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(), holder())
