@@ -1,4 +1,4 @@
-"""The paper's table on MNIST: our runs of the authors' recipe and of our own, beside the authors' files.
+"""The paper's table on MNIST: the authors' recipe, our own, and the authors' files beside them.
 
     python benchmarks/paper_table.py --models DIR --mnist DIR --seeds 3
 
@@ -72,9 +72,7 @@ def main(
     recipe: Annotated[list[str] | None, typer.Option(help="only these recipes")] = None,
     runs: Annotated[Path, typer.Option(help="checkpoints and models")] = Path("runs/paper_table"),
     jobs: Annotated[int, typer.Option(help="runs at a time, one thread each", min=1)] = 2,
-    out: Annotated[
-        Path | None, typer.Option(help="write the table there as .md and .json")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="write the table there as .md and .json")] = None,
 ) -> None:
     """Train, export and measure every net, recipe and seed; print the table."""
     nets = net or list(RECIPES)
@@ -128,9 +126,7 @@ def one_run(net: str, recipe: str, seed: int, models: Path, mnist: Path, runs: P
 def authors_row(net: str, models: Path, mnist: Path) -> Row:
     """The authors' own pruned model, measured the same way."""
     dense, pruned = models / f"{net}_dense.onnx", models / f"{net}_dns.onnx"
-    arrays = {
-        i.name: numpy_helper.to_array(i) for i in onnx.load(pruned).graph.initializer
-    }
+    arrays = {i.name: numpy_helper.to_array(i) for i in onnx.load(pruned).graph.initializer}
     layers: dict[str, int] = {}
     for name, array in arrays.items():
         layer = name.rsplit(".", 1)[0]
@@ -160,7 +156,7 @@ def _formats(path: Path, mnist: Path) -> tuple[dict[str, int], bool]:
     sizes, agree = {}, True
     for name in FORMATS:
         other = path.with_name(f"{path.stem}.{name}.onnx")
-        convert(path, other, format=name)
+        convert(path, name, other)
         got = session(other, native=False).run(None, inputs)[0]
         agree &= bool(np.array_equal(want.view(np.uint32), got.view(np.uint32)))
         sizes[name] = file_bytes(other)

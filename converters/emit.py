@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from dns_onnx.converters.dtypes import element_type, torch_dtype
 from dns_onnx.converters.graph import host_tensor, item, to_device_of
+from dns_onnx.converters.guess import guess_types, lost_sizes
 from dns_onnx.converters.registry import Arg, Call, Operator
 from dns_onnx.converters.values import Value
 from dns_onnx.masks import Masked
@@ -115,6 +116,8 @@ def emit_node(
     """Write the call(s) of one ONNX node and note its outputs' values."""
     args, host = _arguments(builder, entry, operands, use)
     attrs = {name: value for name, value in attrs.items() if entry.takes(name)}
+    extra = injected(builder, entry, version, proto, operands)
+    _complete_types(builder, entry, proto, operands, {**attrs, **extra})
     call = None
     if entry.direct is not None:
         wanted = {"outputs_": _wanted(proto)} if entry.multiple else {}
@@ -126,7 +129,7 @@ def emit_node(
         results = [_write(builder, call, proto.output[0])]
     else:
         attrs = {name: _portable(builder, name, value) for name, value in attrs.items()}
-        attrs.update(injected(builder, entry, version, proto, operands))
+        attrs.update(extra)
         while args and args[-1] is None:
             args.pop()
         single = None if entry.multiple else proto.output[0]
@@ -170,6 +173,23 @@ def injected(
         "out_types_": tuple(builder.types.get(n, (0, None))[0] for n in proto.output),
     }
     return {name: offered[name] for name in entry.injected}
+
+
+def _complete_types(
+    builder: Builder,
+    entry: Operator,
+    proto: NodeProto,
+    operands: Sequence[Value | None],
+    attrs: dict[str, Any],
+) -> None:
+    """Find out by a trial run the output types that shape inference left open."""
+    known = [builder.types.get(name, (0, None)) for name in proto.output]
+    if all(elem and not lost_sizes(shape, operands) for elem, shape in known):
+        return
+    for name, (elem, shape) in zip(proto.output, guess_types(entry, operands, attrs), strict=False):
+        old_elem, old_shape = builder.types.get(name, (0, None))
+        keep = shape is None or (old_shape is not None and len(shape) != len(old_shape))
+        builder.types[name] = (old_elem or elem, old_shape if keep else shape)
 
 
 def _wanted(proto: NodeProto) -> int:

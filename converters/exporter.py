@@ -14,9 +14,10 @@ from pathlib import Path
 from onnx import ModelProto, numpy_helper
 
 from dns_onnx.converters.encodings import FORMATS, is_encoded, to_dense
-from dns_onnx.converters.encodings.choose import TensorRow, WantsKernel, encode
+from dns_onnx.converters.encodings.choose import Plan, TensorRow, WantsKernel
 from dns_onnx.converters.encodings.dense import FORMAT_KEY
 from dns_onnx.converters.encodings.files import write_model
+from dns_onnx.converters.encodings.functions import default_opset
 from dns_onnx.converters.encodings.lift import lift, needs_lift
 from dns_onnx.converters.encodings.matrix import Array, is_kept
 from dns_onnx.converters.encodings.parts import part
@@ -27,7 +28,7 @@ from dns_onnx.converters.shrink import drop_dead as shrink
 from dns_onnx.errors import ExportError
 
 PREFIX = "dns_onnx."
-VALUES = ("float32", "float16", "int8")
+VALUES = ("float32",)
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,39 @@ def _export(
     dropped: list[ShrinkRow] = []
     if drop:
         model, dropped = shrink(model)
-    notes: list[str] = []
-    if format in ("csr", "portable") and needs_lift(model):
-        model, format, note = _lifted(model, format)
-        notes.append(note)
-    rows = encode(
-        model, chosen, format, min_sparsity=min_sparsity, values=values, wants_kernel=wants_kernel
-    )
-    _stamp(model, format, metadata)
+    model, plan, note = _planned(model, chosen, format, min_sparsity, wants_kernel)
+    plan.write()
+    _stamp(model, plan, metadata)
     files = write_model(model, path) if path is not None else []
-    return Export(model, rows, format, notes, dropped, files)
+    return Export(model, plan.rows, plan.format, [note] if note else [], dropped, files)
+
+
+def _planned(
+    model: ModelProto,
+    chosen: set[str] | None,
+    format: str,
+    min_sparsity: float | None,
+    wants_kernel: WantsKernel | None,
+) -> tuple[ModelProto, Plan, str]:
+    """The model to write into, what becomes of its weights, and a note on the operator set.
+
+    A model too old for the decoding is lifted, but only if that makes any weight smaller; where
+    it cannot be lifted, its weights go into ONNX's own sparse tensors.
+    """
+
+    def plan(format: str) -> Plan:
+        return Plan(model, chosen, format, min_sparsity=min_sparsity, wants_kernel=wants_kernel)
+
+    first = plan(format)
+    if format not in ("csr", "portable") or not needs_lift(model) or not first.encoded:
+        return model, first, ""
+    lifted, reason = lift(model)
+    if lifted is None:
+        return model, plan("coo"), f"{reason}; written as coo instead of {format}"
+    before = default_opset(model)
+    model = lifted
+    note = f"lifted from operator set {before} to {default_opset(model)}, equal in ONNX Runtime"
+    return model, plan(format), note
 
 
 def _plain(original: str | os.PathLike[str] | ModelProto) -> ModelProto:
@@ -136,14 +160,6 @@ def _plain(original: str | os.PathLike[str] | ModelProto) -> ModelProto:
 def _expect(value: str, allowed: tuple[str, ...], what: str) -> None:
     if value not in allowed:
         raise ExportError(f"{what}: expected one of {', '.join(allowed)}, got '{value}'")
-
-
-def _lifted(model: ModelProto, format: str) -> tuple[ModelProto, str, str]:
-    """The model in a newer operator set; where that fails, as it is, for a format without one."""
-    lifted, reason = lift(model)
-    if lifted is not None:
-        return lifted, format, "lifted to a newer operator set, equal in ONNX Runtime"
-    return model, "coo", f"{reason}; written as coo instead of {format}"
 
 
 def _set_weights(model: ModelProto, weights: Mapping[str, Array]) -> set[str]:
@@ -179,8 +195,7 @@ def _set_weight(site: Site, weight: Array) -> None:
             f"weight '{site.name}': expected {old.dtype} {list(old.shape)}, "
             f"got {weight.dtype} {list(weight.shape)}"
         )
-    new = weight.astype(old.dtype)
-    new = new * 0 + new if False else _without_negative_zeros(new)
+    new = _without_negative_zeros(weight.astype(old.dtype))
     if new.tobytes() == old.tobytes():
         return
     written = part(site.tensor.name, new.dtype, new.shape).tensor(new)
@@ -196,11 +211,11 @@ def _without_negative_zeros(weight: Array) -> Array:
     return cleaned
 
 
-def _stamp(model: ModelProto, format: str, metadata: Mapping[str, str]) -> None:
+def _stamp(model: ModelProto, plan: Plan, metadata: Mapping[str, str]) -> None:
     """Merge provenance into metadata_props, keys of others kept."""
     entries = {f"{PREFIX}{key.removeprefix(PREFIX)}": value for key, value in metadata.items()}
-    if format != "dense":
-        entries[FORMAT_KEY] = format
+    if plan.encoded:
+        entries[FORMAT_KEY] = plan.format
     present = {entry.key: entry for entry in model.metadata_props}
     for key, value in entries.items():
         if key in present:

@@ -81,6 +81,7 @@ def compress(
     resume: bool = False,
     max_drop: float | None = None,
     drop_dead: bool = False,
+    bench_seconds: float = 1.0,
     observe: Observer = silent,
 ) -> Result:
     """Prune an ONNX model by Dynamic Network Surgery and write the result as ONNX.
@@ -91,6 +92,7 @@ def compress(
     run_dir: checkpoints and log (default: beside `out`); resume: go on from what lies there.
     max_drop: the rise of the error, in percentage points, above which the result counts as missed.
     drop_dead: also remove units that died with the pruning, where the result is provably the same.
+    bench_seconds: how long each contender of the check is timed.
     Raises a DnsOnnxError that says what to mend; `out` is then untouched.
     """
     config = config or Config()
@@ -121,7 +123,7 @@ def compress(
     limit = TRAIN_METRIC_ROWS if source == "training" else None
     found = check(
         model, out, evaluation_pairs(judged, limit), reference=masked_graph(graph.to("cpu"), specs),
-        max_drop=max_drop,
+        max_drop=max_drop, seconds=bench_seconds,
     )  # fmt: skip
     return Result(
         out, config, str(where), outcome, layer_results(run), export, found, source, run.folder

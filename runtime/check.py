@@ -14,7 +14,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import external_data_helper, numpy_helper
 
-from dns_onnx.converters import encodings
+from dns_onnx.converters.encodings import to_dense
+from dns_onnx.converters.encodings.functions import DOMAIN
 from dns_onnx.errors import NativeLibraryError
 from dns_onnx.runtime import metrics
 from dns_onnx.runtime.bench import Timing, bench, random_inputs
@@ -117,7 +118,7 @@ def check(
     options = _quiet()
     before = session(original, native=False, threads=threads, options=options)
     after = session(pruned, native=False, threads=threads, options=options)
-    dense = encodings.to_dense(_load(pruned))
+    dense = to_dense(_load(pruned))
     batches = list(data) if data is not None else []
     sample = dict(batches[0][0]) if batches else random_inputs(before)
     against = "the masked training graph"
@@ -270,7 +271,7 @@ def _fixed_batch(path: str | Path) -> int | None:
 
 def _has_kernels(path: str | Path) -> bool:
     model = onnx.load(os.fspath(path), load_external_data=False)
-    if not any(n.domain == encodings.DOMAIN for n in model.graph.node):
+    if not any(n.domain == DOMAIN for n in model.graph.node):
         return False
     try:
         library_path()

@@ -3,7 +3,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +37,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def small_net(seed: int = 0) -> onnx.ModelProto:
+    """8 inputs, 32 hidden units, 4 classes; weights and biases as initializers."""
+    rng = np.random.default_rng(seed)
+
+    def tensor(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(0.5 * rng.standard_normal(shape).astype(np.float32), name)
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["x", "fc1.w", "fc1.b"], ["h"], name="fc1", transB=1),
+            helper.make_node("Relu", ["h"], ["r"], name="relu"),
+            helper.make_node("Gemm", ["r", "fc2.w", "fc2.b"], ["y"], name="fc2", transB=1),
+        ],
+        "small",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 4])],
+        [tensor("fc1.w", 32, 8), tensor("fc1.b", 32), tensor("fc2.w", 4, 32), tensor("fc2.b", 4)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "author", "somebody"
+    return model
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """The folder of a small model, `net.onnx`, with `train.npz` and `test.npz` to learn."""
+    onnx.save(small_net(), tmp_path / "net.onnx")
+    rng = np.random.default_rng(1)
+    centres = 2 * rng.standard_normal((4, 8))
+    for name, rows in (("train", 600), ("test", 200)):
+        labels = rng.integers(0, 4, rows)
+        x = (centres[labels] + rng.standard_normal((rows, 8))).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=x, labels=labels)
+    return tmp_path

@@ -95,7 +95,7 @@ def test_errors_name_file_key_and_what_is_allowed(
 def test_missing_file_and_unknown_recipe() -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config("absent.toml")
-    with pytest.raises(ConfigError, match="expected one of .*dns2016-lenet5"):
+    with pytest.raises(ConfigError, match=r"expected one of .*dns2016-lenet5"):
         load_recipe("lenet6")
 
 

@@ -2,25 +2,233 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import combinations
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, combinations
 
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from dns_onnx.converters.encodings import coo, csr, portable
-from dns_onnx.converters.encodings.dense import GRAPH_INPUTS_KEY, IR_KEY
 from dns_onnx.converters.encodings.draft import Draft
-from dns_onnx.converters.encodings.functions import (
-    MIN_IR_VERSION,
-    MIN_OPSET,
-    add_functions,
-    default_opset,
-    functions_bytes,
-)
+from dns_onnx.converters.encodings.functions import MIN_OPSET, default_opset, functions_bytes
+from dns_onnx.converters.encodings.header import prepare
 from dns_onnx.converters.encodings.kernels import sparse_use
-from dns_onnx.converters.encodings.matrix import MAX_ENTRIES, Matrix
-from dns_onnx.converters.encodings.parts import Part, item_size
+from dns_onnx.converters.encodings.matrix import MAX_ENTRIES, Array, Matrix, is_kept
+from dns_onnx.converters.encodings.parts import Part
+from dns_onnx.converters.encodings.shapes import shape_lookup
 from dns_onnx.converters.encodings.sites import Site, Use, all_names, find_sites
-from dns_onnx.converters.reader import infer_shapes
+
+# Above this density ONNX Runtime's dense kernels win over sparse ones on common machines: the
+# measured crossover lies near 0.4, and a wrong guess costs more on the sparse side.
+MAX_KERNEL_DENSITY = 0.35
+
+# Above this density even one bit an entry is more than the dropped zeros save.
+_HOPELESS_DENSITY = 1 - 1 / 64
+
+_DECODERS = ("GapsToIndices", "BitmaskToCsr")
+
+WantsKernel = Callable[[NodeProto, tuple[int, ...], float], bool]
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """What became of one weight.
+
+    name: ONNX name.  node, op_type: the first node that reads it, as in the original.
+    nnz: entries that are not zero.  dense_bytes, bytes: in the file, before and after, the shared
+    function bodies aside.  encoding: such as "csr uint8 gaps" or "dense".  reason: why it is dense,
+    or why no sparse operator reads it.  operator: the node that reads the stored form.
+    """
+
+    name: str
+    node: str
+    op_type: str
+    shape: tuple[int, ...]
+    nnz: int
+    dense_bytes: int
+    bytes: int
+    encoding: str
+    reason: str
+    operator: str = ""
+
+
+@dataclass
+class _Candidate:
+    """A weight with the ways it could be written; `reason` as in TensorRow."""
+
+    site: Site
+    nnz: int
+    dense_bytes: int
+    reason: str = ""
+    drafts: list[Draft] = field(default_factory=list)
+    chosen: Draft | None = None
+
+
+class Plan:
+    """What would become of the float tensors of a dense model in one format.
+
+    names: those to consider; None: all.  format: of the weights that are encoded.
+    rows: one for each weight, in graph order.
+    encoded: how many of them the format makes smaller.
+    """
+
+    def __init__(
+        self,
+        model: ModelProto,
+        names: Iterable[str] | None,
+        format: str,
+        *,
+        min_sparsity: float | None = None,
+        wants_kernel: WantsKernel | None = None,
+    ) -> None:
+        wanted = None if names is None else set(names)
+        self._model, self.format = model, format
+        self._opset = default_opset(model)
+        self._taken, self._shapes = all_names(model), shape_lookup(model)
+        self._wants_kernel = wants_kernel or _by_density
+        self._candidates = [
+            self._candidate(site, min_sparsity)
+            for site in find_sites(model)
+            if wanted is None or site.name in wanted
+        ]
+        _choose(self._candidates, max(self._opset, MIN_OPSET))
+        self.rows = [_row(candidate, format) for candidate in self._candidates]
+        self.encoded = sum(c.chosen is not None for c in self._candidates)
+
+    def write(self) -> None:
+        """Store the weights in the model as planned."""
+        chosen = [(c.site, c.chosen) for c in self._candidates if c.chosen is not None]
+        if not chosen:
+            return
+        functions = {name for _, draft in chosen for name in draft.functions}
+        prepare(self._model, self.format, functions, {site.name for site, _ in chosen})
+        for _, draft in reversed(chosen):  # each goes to the head of its graph: the last one first
+            draft.write()
+
+    def _candidate(self, site: Site, min_sparsity: float | None) -> _Candidate:
+        candidate, matrix = _examine(site, min_sparsity)
+        if matrix is None or self.format == "dense":
+            return candidate
+        stem = _stem(site.name, self._taken)
+        if self.format == "coo":
+            candidate.drafts = coo.drafts(site, matrix, self._opset)
+        elif self.format == "portable":
+            candidate.drafts = portable.drafts(site, matrix, stem)
+        elif site.tensor.data_type == TensorProto.DOUBLE:
+            candidate.reason = "the decoding computes in float32, which does not hold float64"
+        else:
+            use, candidate.reason = _kernel_use(site, matrix, stem, self._wants_kernel)
+            matrix = replace(matrix, one_row=sparse_use(site)[0] is None)
+            candidate.drafts = csr.drafts(site, matrix, stem, use, self._shapes)
+        return candidate
+
+
+def _by_density(node: NodeProto, shape: tuple[int, ...], density: float) -> bool:
+    return density <= MAX_KERNEL_DENSITY
+
+
+def _examine(site: Site, min_sparsity: float | None) -> tuple[_Candidate, Matrix | None]:
+    """The weight's figures, and its matrix unless it must stay dense."""
+    array = numpy_helper.to_array(site.tensor)
+    dense = Part(site.name, site.tensor.data_type, array.shape).bytes()
+    nnz = int(np.count_nonzero(is_kept(array))) if array.size else 0
+    candidate = _Candidate(site, nnz, dense)
+    candidate.reason = _refusal(array, nnz, min_sparsity)
+    return candidate, None if candidate.reason else Matrix.from_dense(array)
+
+
+def _refusal(array: Array, nnz: int, min_sparsity: float | None) -> str:
+    """Why the array cannot be stored sparse; empty if it can."""
+    if array.ndim == 0 or array.size == 0:
+        return "it has no axis or no entry"
+    if nnz == array.size:
+        return "no entry is cut"
+    if array.size > MAX_ENTRIES:
+        return f"more than {MAX_ENTRIES} entries"
+    sparsity = 1 - nnz / array.size
+    if min_sparsity is not None and sparsity < min_sparsity:
+        return (
+            f"kept dense: {sparsity:.0%} zeros is below the {min_sparsity:.0%} threshold "
+            "(--min-sparsity)"
+        )
+    if nnz / array.size > _HOPELESS_DENSITY:
+        return f"{sparsity:.1%} zeros save less than their positions take"
+    return ""
+
+
+def _stem(name: str, taken: set[str]) -> str:
+    """What the new names of a weight begin with: its own name, unless that would clash."""
+    stem = name
+    while any(other.startswith(f"{stem}.") for other in taken):
+        stem += "'"
+    return stem
+
+
+def _kernel_use(
+    site: Site, matrix: Matrix, stem: str, wants_kernel: WantsKernel
+) -> tuple[Use | None, str]:
+    """The reader that becomes a sparse operator, or None and why none does."""
+    use, reason = sparse_use(site)
+    if use is None or use.node is None:
+        return None, reason
+    if stem != site.name:
+        return None, f"names that begin with '{site.name}.' are taken"
+    if not wants_kernel(use.node, matrix.shape, matrix.density):
+        return None, f"a dense kernel is faster at density {matrix.density:.2f}"
+    return use, ""
+
+
+def _choose(candidates: Sequence[_Candidate], opset: int) -> None:
+    """Pick the draft of each weight so that the file, function bodies included, is smallest."""
+    best_saving = 0
+    best: list[Draft | None] = [None] * len(candidates)
+    for allowed in _subsets(_DECODERS):
+        picks = [_smallest(candidate, set(allowed)) for candidate in candidates]
+        saved = sum(c.dense_bytes - p.bytes for c, p in zip(candidates, picks, strict=True) if p)
+        used = set().union(*(p.functions for p in picks if p))
+        saving = saved - functions_bytes(used, opset)
+        if saving > best_saving:
+            best_saving, best = saving, picks
+    for candidate, pick in zip(candidates, best, strict=True):
+        candidate.chosen = pick
+
+
+def _subsets(items: Sequence[str]) -> Iterable[tuple[str, ...]]:
+    return chain.from_iterable(combinations(items, n) for n in range(len(items) + 1))
+
+
+def _smallest(candidate: _Candidate, allowed: set[str]) -> Draft | None:
+    """The smallest draft that needs no other decoder than those allowed, if it saves anything."""
+    fitting = [d for d in candidate.drafts if d.functions.isdisjoint(set(_DECODERS) - allowed)]
+    smallest = min(fitting, key=lambda draft: draft.bytes, default=None)
+    return smallest if smallest and smallest.bytes < candidate.dense_bytes else None
+
+
+def _row(candidate: _Candidate, format: str) -> TensorRow:
+    site, draft = candidate.site, candidate.chosen
+    node = next((use.node for use in site.uses if use.node is not None), None)
+    reason = candidate.reason
+    if draft is None and format == "dense":
+        reason = "asked for"
+    elif draft is None and candidate.drafts:
+        smallest = min(candidate.drafts, key=lambda d: d.bytes)
+        reason = (
+            f"{smallest.encoding} takes {smallest.bytes} bytes, dense {candidate.dense_bytes}"
+            if smallest.bytes >= candidate.dense_bytes
+            else "the operators' bodies take more than all weights together save"
+        )
+    elif draft is not None and draft.operator == "CsrToDense" and not reason:
+        reason = "its padding depends on the input size"
+    return TensorRow(
+        name=site.name,
+        node=(node.name or node.output[0]) if node is not None else "",
+        op_type=node.op_type if node is not None else "",
+        shape=tuple(site.tensor.dims),
+        nnz=candidate.nnz,
+        dense_bytes=candidate.dense_bytes,
+        bytes=draft.bytes if draft else candidate.dense_bytes,
+        encoding=draft.encoding if draft else "dense",
+        reason=reason,
+        operator=draft.operator if draft else "",
+    )

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from onnx import AttributeProto, SparseTensorProto
+import numpy as np
+from onnx import AttributeProto, NodeProto, SparseTensorProto, TensorProto
 
 from dns_onnx.converters.encodings.draft import Draft
 from dns_onnx.converters.encodings.matrix import Matrix
 from dns_onnx.converters.encodings.parts import Part, field_bytes
-from dns_onnx.converters.encodings.sites import Site, initializer_index
-
-import numpy as np
+from dns_onnx.converters.encodings.sites import Site, initializer_index, node_index
 
 # Where the weight lay among the initializers, which are another list than the sparse ones.
 POSITION_KEY = "dns_onnx.position"
 
+# Constant has its attribute sparse_value since this operator set; before, it becomes an initializer.
+CONSTANT_OPSET = 11
 
-def drafts(site: Site, matrix: Matrix) -> list[Draft]:
-    """The one way to write the weight in this format."""
+
+def drafts(site: Site, matrix: Matrix, opset: int) -> list[Draft]:
+    """The one way to write the weight in this format, in a model of operator set `opset`."""
     values = Part(site.name, site.tensor.data_type, (matrix.nnz,))
     indices = Part("", 7, (matrix.nnz,))
     size = field_bytes(values.bytes() + indices.bytes() + 2 * len(matrix.shape))
@@ -27,26 +29,36 @@ def drafts(site: Site, matrix: Matrix) -> list[Draft]:
         sparse.indices.CopyFrom(indices.tensor(matrix.positions.astype(np.int64)))
         if site.tensor.doc_string:
             sparse.values.doc_string = site.tensor.doc_string
-        if site.constant is not None:
-            _write_constant(site, sparse)
-            return
-        at = initializer_index(site.graph, site.name)
-        earlier = sum(_position(s) <= at for s in site.graph.sparse_initializer)
-        sparse.values.metadata_props.add(key=POSITION_KEY, value=str(at + earlier))
-        del site.graph.initializer[at]
-        site.graph.sparse_initializer.append(sparse)
+        if site.constant is None:
+            at = initializer_index(site.graph, site.name)
+            sparse.values.metadata_props.add(key=POSITION_KEY, value=str(_original(site, at)))
+            del site.graph.initializer[at]
+            site.graph.sparse_initializer.append(sparse)
+        elif opset >= CONSTANT_OPSET:
+            _write_constant(site.constant, sparse)
+        else:
+            del site.graph.node[node_index(site.graph, site.constant)]
+            site.graph.sparse_initializer.append(sparse)
 
     return [Draft("coo int64", "sparse_initializer", size, write)]
 
 
-def _write_constant(site: Site, sparse: SparseTensorProto) -> None:
-    assert site.constant is not None
+def _original(site: Site, at: int) -> int:
+    """The position that initializer `at` had before others were made sparse."""
+    for earlier in sorted(position(s.values) for s in site.graph.sparse_initializer):
+        at += earlier <= at
+    return at
+
+
+def _write_constant(constant: NodeProto, sparse: SparseTensorProto) -> None:
     sparse.values.ClearField("name")
-    del site.constant.attribute[:]
-    site.constant.attribute.add(
+    del constant.attribute[:]
+    constant.attribute.add(
         name="sparse_value", type=AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse
     )
 
 
-def _position(sparse: SparseTensorProto) -> int:
-    return int(next((e.value for e in sparse.values.metadata_props if e.key == POSITION_KEY), 0))
+def position(values: TensorProto) -> int:
+    """Where the weight lay among the initializers; behind all of them if that was not noted."""
+    noted = (entry.value for entry in values.metadata_props if entry.key == POSITION_KEY)
+    return int(next(noted, 2**31 - 1))

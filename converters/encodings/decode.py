@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, SparseTensorProto, helper, numpy_helper
 
-from dns_onnx.converters.encodings.matrix import MAX_ENTRIES, Array
+from dns_onnx.converters.encodings.matrix import MAX_ENTRIES, Array, Indices
 from dns_onnx.errors import ModelError
 
 Attributes = Mapping[str, Any]
@@ -46,32 +46,41 @@ def sparse_tensor(sparse: SparseTensorProto) -> Array:
         in_range = ((indices >= 0) & (indices < np.array(shape))).all()
         indices = indices @ strides if in_range else np.array([-1])
     size = int(np.prod(shape, dtype=np.int64))
-    if indices.shape != values.shape or (len(indices) and not 0 <= indices.min() <= indices.max() < size):
-        raise ModelError(f"{where}: expected indices inside {list(shape)}, got others; export it again")
+    fits = not len(indices) or 0 <= indices.min() <= indices.max() < size
+    if indices.shape != values.shape or not fits:
+        raise ModelError(
+            f"{where}: expected one index inside {list(shape)} for each value, got others; "
+            "export the model again"
+        )
     flat = np.zeros(size, values.dtype)
     flat[indices] = values
     return flat.reshape(shape)
 
 
 def csr_to_dense(values: Array, columns: Array, row_ptr: Array, shape: Array) -> Array:
-    """The dense weight; raises ValueError for a malformed matrix."""
+    """The dense weight, its rows counted by row_ptr; raises ValueError for a malformed matrix."""
     dims = _shape(shape)
-    rows, size = dims[0], int(np.prod(dims, dtype=np.int64))
-    ptr, cols = row_ptr.astype(np.int64), columns.astype(np.int64)
-    if len(ptr) != rows + 1 or ptr[0] != 0 or ptr[-1] != len(values) or (np.diff(ptr) < 0).any():
-        raise ValueError(f"row_ptr must rise from 0 to {len(values)} in {rows + 1} entries")
+    size = int(np.prod(dims, dtype=np.int64))
+    ptr, cols = _indices(row_ptr), _indices(columns)
+    rows = len(ptr) - 1
+    if rows < 1 or size % rows:
+        raise ValueError(f"row_ptr has {rows + 1} entries for a weight of shape {list(dims)}")
+    if ptr[0] != 0 or ptr[-1] != len(values) or (np.diff(ptr) < 0).any():
+        raise ValueError(f"row_ptr must rise from 0 to {len(values)}")
     if cols.shape != values.shape:
         raise ValueError(f"{len(values)} values but {len(cols)} column indices")
     if len(cols) and not 0 <= cols.min() <= cols.max() < size // rows:
         raise ValueError(f"column indices must lie in 0 .. {size // rows - 1}")
     flat = np.zeros(size, values.dtype)
-    flat[np.repeat(np.arange(rows), np.diff(ptr)) * (size // rows) + cols] = values
+    flat[entry_rows(ptr) * (size // rows) + cols] = values
     return flat.reshape(dims)
 
 
-def entry_rows(row_ptr: Array) -> Array:
+def entry_rows(row_ptr: Array) -> Indices:
     """The row of each stored entry."""
-    return np.repeat(np.arange(len(row_ptr) - 1), np.diff(row_ptr.astype(np.int64)))
+    ptr = _indices(row_ptr)
+    lengths: Indices = ptr[1:] - ptr[:-1]
+    return np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
 
 
 def bitmask_to_csr(mask: Array, values: Array, shape: Array) -> tuple[Array, Array]:
@@ -86,6 +95,10 @@ def bitmask_to_csr(mask: Array, values: Array, shape: Array) -> tuple[Array, Arr
     edges = np.arange(rows + 1) * (size // rows)
     row_ptr = np.searchsorted(positions, edges).astype(np.int32)
     return (positions % (size // rows)).astype(np.int32), row_ptr
+
+
+def _indices(array: Array) -> Indices:
+    return array.astype(np.int64)
 
 
 def _shape(shape: Array) -> tuple[int, ...]:

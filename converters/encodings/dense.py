@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dns_onnx.converters.encodings import decode
-from dns_onnx.converters.encodings.coo import POSITION_KEY
+from dns_onnx.converters.encodings.coo import position
 from dns_onnx.converters.encodings.functions import DOMAIN
 from dns_onnx.converters.encodings.kernels import to_plain
 from dns_onnx.converters.encodings.matrix import Array
@@ -239,12 +239,12 @@ def _drop_operands(graph: GraphProto, operands: set[str]) -> None:
 
 def _restore_sparse_tensors(graph: GraphProto) -> None:
     """sparse_initializer and Constant(sparse_value) become plain tensors."""
-    for sparse in sorted(graph.sparse_initializer, key=lambda s: _position(s.values)):
+    for sparse in sorted(graph.sparse_initializer, key=lambda s: position(s.values)):
         array = decode.sparse_tensor(sparse)
         tensor = part(sparse.values.name, array.dtype, array.shape).tensor(array)
         if sparse.values.doc_string:
             tensor.doc_string = sparse.values.doc_string
-        graph.initializer.insert(min(_position(sparse.values), len(graph.initializer)), tensor)
+        graph.initializer.insert(min(position(sparse.values), len(graph.initializer)), tensor)
     del graph.sparse_initializer[:]
     for node in graph.node:
         if _sparse_value(node):
@@ -253,11 +253,6 @@ def _restore_sparse_tensors(graph: GraphProto) -> None:
             tensor.ClearField("name")
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("value", tensor))
-
-
-def _position(values: TensorProto) -> int:
-    noted = (e.value for e in values.metadata_props if e.key == POSITION_KEY)
-    return int(next(noted, 2**31 - 1))
 
 
 def _restore_model(model: ModelProto) -> None:
@@ -272,11 +267,11 @@ def _restore_model(model: ModelProto) -> None:
     if IR_KEY in notes:
         model.ir_version = int(notes[IR_KEY])
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for position, name in json.loads(notes.get(GRAPH_INPUTS_KEY, "[]")):
+    for place, name in json.loads(notes.get(GRAPH_INPUTS_KEY, "[]")):
         if name in tensors:
             tensor = tensors[name]
             info = helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
-            model.graph.input.insert(position, info)
+            model.graph.input.insert(place, info)
     for index in reversed(range(len(model.metadata_props))):
         if model.metadata_props[index].key in (FORMAT_KEY, IR_KEY, GRAPH_INPUTS_KEY):
             del model.metadata_props[index]

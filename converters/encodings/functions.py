@@ -25,61 +25,39 @@ MIN_IR_VERSION = 8
 # row[k] = the row that owns stored entry k; `entries` only lends its length.
 _ENTRY_ROWS = """
 EntryRows (row_ptr, entries) => (row) {
-  zero = Constant <value = int64 {0}> ()
-  one = Constant <value = int64 {1}> ()
+  axis = Constant <value = int64 {0}> ()
   first = Constant <value = int64[1] {0}> ()
-  second = Constant <value = int64[1] {1}> ()
-  last = Constant <value = int64[1] {-1}> ()
-  end = Constant <value = int64[1] {2147483647}> ()
+  one = Constant <value = int64[1] {1}> ()
 
+  # how many rows begin, or the last one ends, at each entry
   ptr = Cast <to = 7> (row_ptr)
-  begins = Slice (ptr, first, last)
-  ends = Slice (ptr, second, end)
-  length = Sub (ends, begins)
-  rows = Size (length)
-  nnz = Size (entries)
-  index = Range (zero, rows, one)
-  filled = Less (zero, length)
-  mark = Cast <to = 7> (filled)
+  at, any_at, rank, begins = Unique <sorted = 1> (ptr)
+  nnz = Shape (entries)
+  places = Add (nnz, one)
+  none = ConstantOfShape <value = int64[1] {0}> (places)
+  begins_at = ScatterElements <axis = 0> (none, at, begins)
 
-  # owner[n] = the n-th row that is not empty, n from 1; empty rows are parked behind
-  ordinal = CumSum (mark, zero)
-  after = Add (rows, one)
-  parked = Add (index, after)
-  slot = Where (filled, ordinal, parked)
-  slots = Add (rows, after)
-  slots_1d = Reshape (slots, last)
-  no_owner = ConstantOfShape <value = int64[1] {0}> (slots_1d)
-  owner = ScatterElements <axis = 0> (no_owner, slot, index)
-
-  # nth[k] = how many rows that are not empty began up to entry k
-  behind = Add (index, nnz)
-  place = Where (filled, begins, behind)
-  places = Add (nnz, rows)
-  places_1d = Reshape (places, last)
-  no_begin = ConstantOfShape <value = int64[1] {0}> (places_1d)
-  begun = ScatterElements <axis = 0> (no_begin, place, mark)
-  nnz_1d = Reshape (nnz, last)
-  begun_at = Slice (begun, first, nnz_1d)
-  nth = CumSum (begun_at, zero)
-  row = Gather <axis = 0> (owner, nth)
+  # an entry lies in the last row begun so far; empty rows are counted and passed over
+  begun = CumSum (begins_at, axis)
+  begun_at = Slice (begun, first, nnz)
+  row = Sub (begun_at, one)
 }
 """
 
+# The rows are counted by row_ptr: a weight no sparse operator reads may be stored as one long row.
 _CSR_TO_DENSE = """
 CsrToDense (values, col_indices, row_ptr, shape) => (W) {
-  first = Constant <value = int64 {0}> ()
-  flat_shape = Constant <value = int64[1] {-1}> ()
+  one = Constant <value = int64[1] {1}> ()
 
-  rows = Gather <axis = 0> (shape, first)
-  size = ReduceProd <keepdims = 0> (shape)
+  size = ReduceProd <keepdims = 1> (shape)
+  edges = Shape (row_ptr)
+  rows = Sub (edges, one)
   width = Div (size, rows)
   row = dns_onnx.EntryRows (row_ptr, col_indices)
   row_begin = Mul (row, width)
   col = Cast <to = 7> (col_indices)
   position = Add (row_begin, col)
-  size_1d = Reshape (size, flat_shape)
-  zeros = ConstantOfShape <value = float[1] {0}> (size_1d)
+  zeros = ConstantOfShape <value = float[1] {0}> (size)
   flat = ScatterElements <axis = 0> (zeros, position, values)
   W = Reshape (flat, shape)
 }
@@ -124,18 +102,19 @@ GapsToIndices (gaps, width) => (col_indices) {
 _BITMASK_TO_CSR = """
 BitmaskToCsr (mask, values, shape) => (col_indices, row_ptr) {
   axis = Constant <value = int64 {0}> ()
+  first = Constant <value = int64[1] {0}> ()
+  flat_shape = Constant <value = int64[1] {-1}> ()
+  column_shape = Constant <value = int64[2] {-1, 1}> ()
   zero = Constant <value = int32 {0}> ()
   one = Constant <value = int32 {1}> ()
   two = Constant <value = int32 {2}> ()
   powers = Constant <value = int32[8] {1, 2, 4, 8, 16, 32, 64, 128}> ()
-  first = Constant <value = int64[1] {0}> ()
-  flat_shape = Constant <value = int64[1] {-1}> ()
-  column_shape = Constant <value = int64[2] {-1, 1}> ()
   no_entry = Constant <value = int32[1] {0}> ()
 
   # the mask, one int32 for each entry of the flattened matrix
-  size = ReduceProd <keepdims = 0> (shape)
-  size_1d = Reshape (size, flat_shape)
+  size_1d = ReduceProd <keepdims = 1> (shape)
+  size_64 = ReduceProd <keepdims = 0> (shape)
+  size = Cast <to = 6> (size_64)
   bytes = Cast <to = 6> (mask)
   column = Reshape (bytes, column_shape)
   shifted = Div (column, powers)
@@ -145,29 +124,27 @@ BitmaskToCsr (mask, values, shape) => (col_indices, row_ptr) {
   count = CumSum (bit, axis)
 
   # position[k] = where stored entry k lies; entries that are not stored are parked behind
-  nnz = Size (values)
-  nnz_1d = Reshape (nnz, flat_shape)
-  nnz_32 = Cast <to = 6> (nnz)
-  size_32 = Cast <to = 6> (size)
-  index = Range (zero, size_32, one)
-  parked = Add (index, nnz_32)
+  nnz_1d = Shape (values)
+  nnz_64 = Size (values)
+  nnz = Cast <to = 6> (nnz_64)
+  index = Range (zero, size, one)
+  parked = Add (index, nnz)
   rank = Sub (count, one)
   stored = Cast <to = 9> (bit)
   slot = Where (stored, rank, parked)
-  slots = Add (nnz, size)
-  slots_1d = Reshape (slots, flat_shape)
-  empty = ConstantOfShape <value = int32[1] {0}> (slots_1d)
+  slots = Add (nnz_1d, size_1d)
+  empty = ConstantOfShape <value = int32[1] {0}> (slots)
   placed = ScatterElements <axis = 0> (empty, slot, index)
   position = Slice (placed, first, nnz_1d)
 
   rows = Gather <axis = 0> (shape, axis)
-  width = Div (size, rows)
-  width_32 = Cast <to = 6> (width)
-  col_indices = Mod (position, width_32)
-  end_of_first = Sub (width_32, one)
-  row_ends = Range (end_of_first, size_32, width_32)
-  counts = Gather <axis = 0> (count, row_ends)
-  row_ptr = Concat <axis = 0> (no_entry, counts)
+  width_64 = Div (size_64, rows)
+  width = Cast <to = 6> (width_64)
+  col_indices = Mod (position, width)
+  end_of_first = Sub (width, one)
+  row_ends = Range (end_of_first, size, width)
+  stored_by = Gather <axis = 0> (count, row_ends)
+  row_ptr = Concat <axis = 0> (no_entry, stored_by)
 }
 """
 
@@ -191,7 +168,8 @@ _CALLS = {
 @lru_cache(maxsize=64)
 def function(name: str, opset: int) -> FunctionProto:
     """The model-local function `name` for a model that imports operator set `opset`."""
-    text = "\n".join(line for line in _BODIES[name].splitlines() if not line.lstrip().startswith("#"))
+    lines = _BODIES[name].splitlines()
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
     imports = f'"" : {opset}' + (f', "{DOMAIN}" : {VERSION}' if name in _CALLS else "")
     body: FunctionProto = parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: [{imports}]>{text}'
@@ -200,9 +178,8 @@ def function(name: str, opset: int) -> FunctionProto:
         if not node.domain:
             node.ClearField("domain")  # the parser writes the default out: two bytes a node
         for attribute in node.attribute:
-            attribute.t.ClearField("name")
-            if not attribute.HasField("ref_attr_name") and not attribute.t.data_type:
-                attribute.ClearField("t")
+            if attribute.HasField("t"):
+                attribute.t.ClearField("name")
     return body
 
 

@@ -34,7 +34,7 @@ def sparse_use(site: Site) -> tuple[Use | None, str]:
         return None, f"{node.op_type} has no sparse operator"
     rank = len(site.tensor.dims)
     if use.index != 1 or (rank < 3 if node.op_type == "Conv" else rank != 2):
-        return None, f"{node.op_type} reads it as input {use.index}, rank {rank}"
+        return None, f"{node.op_type} has no sparse operator for input {use.index} of rank {rank}"
     return use, ""
 
 
@@ -54,7 +54,11 @@ def to_sparse(
     if node.op_type != "MatMul":
         inputs.append(node.input[2] if len(node.input) > 2 else "")
     sparse = helper.make_node(
-        f"Csr{node.op_type}", inputs, list(node.output), name=node.name or None, domain=DOMAIN,
+        f"Csr{node.op_type}",
+        inputs,
+        list(node.output),
+        name=node.name or None,
+        domain=DOMAIN,
         **full,
     )
     if node.doc_string:

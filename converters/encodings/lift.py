@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto, TypeProto, helper
+from onnx import ModelProto, TypeProto, checker, helper, version_converter
 
-from dns_onnx.converters.encodings.functions import MIN_OPSET, default_opset
+from dns_onnx.converters.encodings.functions import MIN_IR_VERSION, MIN_OPSET, default_opset
+from dns_onnx.converters.encodings.header import FREE_INITIALIZERS, hide_inputs
+from dns_onnx.converters.encodings.sites import all_graphs
 
 # Tried in turn: the oldest that has every operator, then the ones most tools are tested with.
 _TARGETS = (13, 11, 18)
@@ -26,32 +27,56 @@ def lift(model: ModelProto) -> tuple[ModelProto | None, str]:
 
     Returns the lifted model and "", or None and why there is none.
     """
-    reason = "no operator set was tried"
+    reasons = []
     for target in _TARGETS:
         lifted, reason = _convert(model, target)
-        if lifted is None:
-            continue
-        reason = difference(model, lifted)
-        if not reason:
-            return lifted, ""
-    return None, f"operator set {default_opset(model)} could not be lifted: {reason}"
+        if lifted is not None:
+            reason = difference(model, lifted)
+            if not reason:
+                return lifted, ""
+        reasons.append(f"to {target}: {reason}")
+    return None, f"operator set {default_opset(model)} could not be lifted ({reasons[0]})"
 
 
 def _convert(model: ModelProto, target: int) -> tuple[ModelProto | None, str]:
     try:
-        lifted: ModelProto = onnx.version_converter.convert_version(model, target)
-        onnx.checker.check_model(lifted, full_check=True)
+        lifted: ModelProto = version_converter.convert_version(model, target)
+        checker.check_model(lifted, full_check=True)
     except Exception as error:  # the C++ side raises several unrelated kinds
-        return None, f"to {target}: {str(error).strip().splitlines()[0]}"
-    for ours, theirs in ((lifted.graph.input, model.graph.input), (lifted.graph.output, model.graph.output)):
-        if [value.name for value in ours] != [value.name for value in theirs]:
-            return None, f"to {target}: the converter changes the inputs or outputs"
+        return None, str(error).strip().splitlines()[0].rpartition("failed: ")[2]
+    if _interface(lifted) != _interface(model):
+        return None, "the converter changes the inputs or outputs"
+    _keep_asymmetric(lifted)
     lifted.ClearField("metadata_props")
     lifted.metadata_props.extend(model.metadata_props)
     for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         if model.HasField(name):
             setattr(lifted, name, getattr(model, name))
+    if lifted.ir_version < FREE_INITIALIZERS:
+        hide_inputs(lifted, {tensor.name for tensor in lifted.graph.initializer})
+    lifted.ir_version = max(lifted.ir_version, MIN_IR_VERSION)
     return lifted, ""
+
+
+def _keep_asymmetric(model: ModelProto) -> None:
+    """Give Resize nodes the sampling that Upsample and Resize had before 11.
+
+    The converter leaves them with the newer default, half_pixel, which samples elsewhere.
+    Source: ONNX operators, Resize 10 and 11.
+    """
+    for graph in all_graphs(model.graph):
+        for node in graph.node:
+            given = {attribute.name for attribute in node.attribute}
+            if node.op_type == "Resize" and "coordinate_transformation_mode" not in given:
+                for name, value in (
+                    ("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")
+                ):  # fmt: skip
+                    node.attribute.append(helper.make_attribute(name, value))
+
+
+def _interface(model: ModelProto) -> list[str]:
+    """Names of the inputs and outputs, in order."""
+    return [value.name for value in (*model.graph.input, *model.graph.output)]
 
 
 def difference(model: ModelProto, other: ModelProto) -> str:
@@ -91,7 +116,7 @@ def _random_inputs(model: ModelProto, rng: np.random.Generator) -> dict[str, Any
 
 
 def _random(kind: TypeProto.Tensor, rng: np.random.Generator) -> Any:
-    shape = [dim.dim_value or 1 for dim in kind.shape.dim]
+    shape = [max(dim.dim_value, 1) for dim in kind.shape.dim]
     dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
     if dtype.kind == "O":
         return np.full(shape, "a", object)

@@ -46,11 +46,13 @@ class Matrix:
 
     shape: the dense shape; the matrix has shape[0] rows, the other axes are flattened.
     positions: [nnz] in the flattened weight, ascending.  values: [nnz], in the weight's type.
+    one_row: the whole weight is one row, for a weight that no sparse operator reads.
     """
 
     shape: tuple[int, ...]
     positions: Indices
     values: Array
+    one_row: bool = False
 
     @classmethod
     def from_dense(cls, weight: Array) -> Matrix:
@@ -65,7 +67,7 @@ class Matrix:
 
     @property
     def rows(self) -> int:
-        return self.shape[0]
+        return 1 if self.one_row else self.shape[0]
 
     @property
     def width(self) -> int:
@@ -100,7 +102,7 @@ class Matrix:
         starts = np.concatenate(([0], self.positions[:-1]))
         bridges = starts[before] + nth * limit
         positions = np.insert(self.positions, before, bridges)
-        return Matrix(self.shape, positions, np.insert(self.values, before, 0))
+        return Matrix(self.shape, positions, np.insert(self.values, before, 0), self.one_row)
 
     def layouts(self) -> list[Layout]:
         """Every layout this matrix can take, one for each kind and index type that is exact."""
@@ -111,7 +113,8 @@ class Matrix:
         ]
         for kind in _INDEX_TYPES:
             limit = np.iinfo(kind).max
-            found.append(Layout("gaps", kind, self.nnz + int((np.maximum(self.gaps - 1, 0) // limit).sum())))
+            bridges = int((np.maximum(self.gaps - 1, 0) // limit).sum())
+            found.append(Layout("gaps", kind, self.nnz + bridges))
         found.append(Layout("bitmask", np.dtype(np.uint8), self.nnz))
         return found
 

@@ -273,7 +273,15 @@ def tile_axis(x: Tensor, tiles: Any, axis: Any) -> Tensor:
     return torch.cat([x] * int(tiles), int(axis))
 
 
-@op("ConstantOfShape", 9, 20, 21, 23, 24, 25, static=("shape",), differentiable=False)
+def _constant_of_shape_direct(shape: Any, *, value: Tensor | None = None) -> Call | None:
+    if not isinstance(shape, (list, tuple)):
+        return None
+    value = torch.zeros(1) if value is None else value
+    return Call(torch.full, (tuple(shape), value.item()), {"dtype": value.dtype})
+
+
+@op("ConstantOfShape", 9, 20, 21, 23, 24, 25, static=("shape",), differentiable=False,
+    direct=_constant_of_shape_direct)
 def constant_of_shape(shape: Ints, *, value: Tensor | None = None) -> Tensor:
     """A tensor of the given shape filled with one value (float 0 by default).
 

@@ -23,7 +23,7 @@ def command(
     format: Annotated[Format, typer.Option(help="how sparse weights are written")],
 ) -> None:
     """Write MODEL with its sparse weights in another format; every value stays bit for bit."""
-    export = convert(model, out_file, format=format.value)
+    export = convert(model, format.value, out_file)
     show("Weights in the file", report.tensor_table(export.tensors))
     out.print(
         f"Written: {out_file} ({file_bytes(out_file):,} bytes; {model}: {file_bytes(model):,})",

@@ -5,7 +5,8 @@
 namespace dns_onnx {
 namespace {
 
-constexpr int64_t kMaxAttribute = int64_t{1} << 31;  // keeps every product below 2^63
+constexpr int64_t kMaxAttribute = int64_t{1} << 24;  // keeps every product below 2^63
+constexpr int64_t kMaxSize = int64_t{1} << 31;
 constexpr size_t kMaxAxes = 8;
 
 void check_axis_values(const std::string& where, const char* name,
@@ -55,6 +56,10 @@ Conv::Conv(const std::string& where, const Csr& weights, const ConvAttributes& a
     throw Error(where_ + ": auto_pad: expected NOTSET, VALID, SAME_UPPER or SAME_LOWER, got '" +
                 a.auto_pad + "'; write the attribute as ONNX Conv does");
   }
+  int64_t taps = 1;  // over the last two axes; those before them are folded into channels
+  for (size_t i = rank_ > 2 ? rank_ - 2 : 0; i < rank_; ++i) taps *= kernel[i];
+  const int64_t part = weights_.width / taps;
+  panel_weights_ = {&weights_, taps, part * a.group, weights_.rows / a.group, part};
 }
 
 std::vector<int64_t> Conv::output_shape(const std::vector<int64_t>& input) const {
@@ -68,6 +73,10 @@ std::vector<int64_t> Conv::output_shape(const std::vector<int64_t>& input) const
   for (size_t i = 0; i < rank_; ++i) {
     const int64_t in = input[i + 2];
     const int64_t span = (a.kernel_shape[i] - 1) * a.dilations[i] + 1;
+    if (span >= kMaxAttribute || in >= kMaxSize) {
+      throw Error(where_ + ": X: expected sizes below 2^31 and filters that span less than 2^24, "
+                  "got shape " + to_string(input) + "; use a dense Conv");
+    }
     int64_t out = 0;
     if (a.auto_pad == "SAME_UPPER" || a.auto_pad == "SAME_LOWER") {
       out = (in + a.strides[i] - 1) / a.strides[i];
@@ -98,63 +107,103 @@ std::vector<int64_t> Conv::leading_pads(const std::vector<int64_t>& input) const
 
 namespace {
 
-// y[o] += v * x[o * stride + shift] over the last axis, where the input index lies inside.
-void add_row(float* y, int64_t out, const float* x, int64_t in, int64_t stride, int64_t shift,
-             float v) {
-  const int64_t first = shift >= 0 ? 0 : (-shift + stride - 1) / stride;
-  const int64_t end = in <= shift ? 0 : std::min(out, (in - 1 - shift) / stride + 1);
-  for (int64_t o = first; o < end; ++o) y[o] += v * x[o * stride + shift];
-}
+// Positions along the axes before the last two, folded into images and channels.
+class FoldedMaps final : public Maps {
+ public:
+  FoldedMaps(const PlaneShape& plane, const ConvAttributes& attributes, size_t outer,
+             const std::vector<int64_t>& input, const std::vector<int64_t>& output,
+             const std::vector<int64_t>& pads, const float* x, float* y)
+      : attributes_(attributes),
+        input_(input),
+        output_(output),
+        pads_(pads),
+        outer_(outer),
+        x_(x),
+        y_(y),
+        in_size_(plane.height * plane.width),
+        out_size_(plane.out_height * plane.out_width) {
+    for (size_t i = 0; i < outer_; ++i) {
+      taps_ *= attributes_.kernel_shape[i];
+      positions_ *= output_[i + 2];
+    }
+  }
 
-// Adds one weight's contribution to one output map; recurses over the spatial axes.
-void add_map(float* y, const float* x, float v, const int64_t* out, const int64_t* in,
-             const int64_t* stride, const int64_t* shift, size_t rank) {
-  if (rank == 1) return add_row(y, out[0], x, in[0], stride[0], shift[0], v);
-  int64_t y_step = 1, x_step = 1;
-  for (size_t i = 1; i < rank; ++i) {
-    y_step *= out[i];
-    x_step *= in[i];
+  const float* input(int64_t image, int64_t channel) const override {
+    int64_t position = image % positions_, tap = channel % taps_;
+    int64_t map = 0, step = 1;
+    for (size_t i = outer_; i-- > 0;) {
+      const int64_t o = position % output_[i + 2], k = tap % attributes_.kernel_shape[i];
+      const int64_t at = o * attributes_.strides[i] + k * attributes_.dilations[i] - pads_[i];
+      if (at < 0 || at >= input_[i + 2]) return nullptr;
+      map += at * step;
+      step *= input_[i + 2];
+      position /= output_[i + 2];
+      tap /= attributes_.kernel_shape[i];
+    }
+    return x_ + ((image / positions_ * input_[1] + channel / taps_) * step + map) * in_size_;
   }
-  for (int64_t o = 0; o < out[0]; ++o) {
-    const int64_t i = o * stride[0] + shift[0];
-    if (i < 0 || i >= in[0]) continue;
-    add_map(y + o * y_step, x + i * x_step, v, out + 1, in + 1, stride + 1, shift + 1, rank - 1);
+
+  float* output(int64_t image, int64_t row) const override {
+    const int64_t map = (image / positions_ * output_[1] + row) * positions_ + image % positions_;
+    return y_ + map * out_size_;
   }
-}
+
+ private:
+  const ConvAttributes& attributes_;
+  const std::vector<int64_t>&input_, &output_, &pads_;
+  size_t outer_;
+  const float* x_;
+  float* y_;
+  int64_t in_size_, out_size_;
+  int64_t taps_ = 1, positions_ = 1;  // of the folded axes
+};
 
 }  // namespace
+
+PlaneShape Conv::plane(const std::vector<int64_t>& input,
+                       const std::vector<int64_t>& output) const {
+  const std::vector<int64_t> pads = leading_pads(input);
+  PlaneShape plane;
+  plane.images = input[0];
+  for (size_t i = 0; i + 2 < rank_; ++i) plane.images *= output[i + 2];
+  int64_t* const sizes[2][2] = {{&plane.height, &plane.out_height},
+                                {&plane.width, &plane.out_width}};
+  for (size_t back = 1; back <= std::min<size_t>(2, rank_); ++back) {
+    const size_t i = rank_ - back, which = 2 - back;
+    *sizes[which][0] = input[i + 2];
+    *sizes[which][1] = output[i + 2];
+    plane.kernel[which] = attributes_.kernel_shape[i];
+    plane.stride[which] = attributes_.strides[i];
+    plane.dilation[which] = attributes_.dilations[i];
+    plane.pad[which] = pads[i];
+  }
+  return plane;
+}
+
+std::shared_ptr<const Conv::Plan> Conv::plan(const std::vector<int64_t>& input) const {
+  return plans_.get(input, [&] {
+    auto made = std::make_shared<Plan>();
+    made->plane = plane(input, output_shape(input));
+    Layout layout = choose_layout(panel_weights_, made->plane, made->patch);
+    made->product = std::make_shared<const PanelProduct>(panel_weights_, std::move(layout));
+    return made;
+  });
+}
 
 void Conv::run(Parallel& parallel, const std::vector<int64_t>& input, const float* x,
                const float* bias, float* y) const {
   const std::vector<int64_t> output = output_shape(input);
+  if (product(where_, output.data(), output.size()) == 0) return;
   const std::vector<int64_t> pads = leading_pads(input);
-  const int64_t filters = weights_.rows, group_filters = filters / attributes_.group;
-  const int64_t in_size = product(where_, input.data() + 2, rank_);
-  const int64_t out_size = product(where_, output.data() + 2, rank_);
-  const int64_t taps = product(where_, attributes_.kernel_shape.data(), rank_);
-  auto task = [&](size_t index) {
-    const int64_t image = static_cast<int64_t>(index) / filters;
-    const int64_t filter = static_cast<int64_t>(index) % filters;
-    float* map = y + static_cast<int64_t>(index) * out_size;
-    std::fill(map, map + out_size, bias == nullptr ? 0.0F : bias[filter]);
-    const int64_t first_channel = filter / group_filters * weights_.shape[1];
-    int64_t shift[kMaxAxes];
-    for (int64_t i = weights_.row_ptr[static_cast<size_t>(filter)];
-         i < weights_.row_ptr[static_cast<size_t>(filter) + 1]; ++i) {
-      const int64_t column = weights_.columns[static_cast<size_t>(i)];
-      int64_t tap = column % taps;
-      for (size_t axis = rank_; axis-- > 0;) {
-        const int64_t k = attributes_.kernel_shape[axis];
-        shift[axis] = tap % k * attributes_.dilations[axis] - pads[axis];
-        tap /= k;
-      }
-      const int64_t plane = image * input[1] + first_channel + column / taps;
-      add_map(map, x + plane * in_size, weights_.values[static_cast<size_t>(i)],
-              output.data() + 2, input.data() + 2, attributes_.strides.data(), shift, rank_);
-    }
-  };
-  if (out_size == 0) return;
-  parallel.run(static_cast<size_t>(input[0] * filters), task);
+  const std::shared_ptr<const Plan> now = plan(input);
+  const size_t outer = rank_ > 2 ? rank_ - 2 : 0;
+  const FoldedMaps maps(now->plane, attributes_, outer, input, output, pads, x, y);
+  if (now->plane.pointwise()) {
+    const FlatSurface surface(maps, now->plane.images, now->plane.height * now->plane.width);
+    now->product->run(parallel, surface, bias, scratch_);
+  } else {
+    now->product->run(parallel, PatchSurface(maps, now->patch), bias, scratch_);
+  }
 }
 
 }  // namespace dns_onnx

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "csr.h"
+#include "conv_layout.h"
 
 namespace dns_onnx {
 
@@ -29,11 +29,22 @@ class Conv {
 
  private:
   std::vector<int64_t> leading_pads(const std::vector<int64_t>& input) const;
+  PlaneShape plane(const std::vector<int64_t>& input, const std::vector<int64_t>& output) const;
+  // The weights sorted for one input shape, with what the surface of a run needs.
+  struct Plan {
+    PlaneShape plane;
+    PatchLayout patch;
+    std::shared_ptr<const PanelProduct> product;
+  };
+  std::shared_ptr<const Plan> plan(const std::vector<int64_t>& input) const;
 
   std::string where_;
   Csr weights_;
   ConvAttributes attributes_;
   size_t rank_;  // number of spatial axes
+  PanelWeights panel_weights_;
+  mutable PlanCache<Plan> plans_;
+  mutable Scratch scratch_;
 };
 
 }  // namespace dns_onnx

@@ -7,6 +7,7 @@ namespace dns_onnx {
 namespace {
 
 constexpr int kMostLanes = 16;
+constexpr int64_t kOwnGroups = 4;  // an image of more groups than this has them for itself
 constexpr int64_t kSlack = 8;  // floats that a gather may read past the end of a line
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -34,9 +35,13 @@ PatchLayout make_patch(const PlaneShape& plane, const Tile& tile, int64_t lanes)
   patch.axis[0] = make_axis(plane, 0, tile.lines);
   patch.axis[1] = make_axis(plane, 1, tile.columns);
   const Axis &y = patch.axis[0], &x = patch.axis[1];
-  patch.images_of_group =
-      std::min(plane.images, (lanes - 2) / patch.blocks_of_image() + 2);
-  const int64_t block_lines = std::min(y.blocks, (lanes - 2) / x.blocks + 2);
+  const int64_t blocks = patch.blocks_of_image();
+  // small images share a group; a large one would have to be staged whole for it
+  const bool shared = blocks < kOwnGroups * lanes;
+  patch.lanes_of_image = shared ? blocks : round_up(blocks, lanes);
+  patch.images_of_group = shared ? std::min(plane.images, (lanes - 2) / blocks + 2) : 1;
+  const int64_t block_lines =
+      patch.images_of_group > 1 ? y.blocks : std::min(y.blocks, (lanes - 2) / x.blocks + 2);
   patch.lines_of_image = (block_lines - 1) * y.block + y.reach;
   patch.column_floats = (x.blocks - 1) * x.block + round_up(x.reach, kSlack) + kSlack;
   patch.line_floats = patch.column_floats * static_cast<int64_t>(x.phases.size());
@@ -49,7 +54,7 @@ Layout patch_layout(const PatchLayout& patch, const Family& family, const Tile& 
   Layout layout;
   layout.family = &family;
   layout.tile = &tile;
-  layout.groups = ceil_div(patch.plane.images * patch.blocks_of_image(), family.lanes);
+  layout.groups = ceil_div(patch.plane.images * patch.lanes_of_image, family.lanes);
   layout.pitch = x.reach * phases;
   layout.channel_vectors = layout.pitch * y.reach * static_cast<int64_t>(y.phases.size());
   for (size_t ky = 0; ky < y.tap_phase.size(); ++ky) {
@@ -170,11 +175,12 @@ struct GroupBlocks {
 
   GroupBlocks(const PatchLayout& patch, int64_t group, int64_t lane_count) {
     const int64_t across = patch.axis[1].blocks, of_image = patch.blocks_of_image();
-    const int64_t total = patch.plane.images * of_image;
-    for (int64_t l = 0; l < lane_count; ++l) {  // lanes past the end repeat the last block
-      const int64_t b = std::min(group * lane_count + l, total - 1);
-      lanes[l] = {b / of_image, b % of_image / across, b % across,
-                  group * lane_count + l < total};
+    for (int64_t l = 0; l < lane_count; ++l) {
+      const int64_t index = group * lane_count + l;
+      const int64_t image = std::min(index / patch.lanes_of_image, patch.plane.images - 1);
+      const int64_t block = index - image * patch.lanes_of_image;
+      const int64_t b = std::min(block, of_image - 1);  // a lane too many repeats the last block
+      lanes[l] = {image, b / across, b % across, block == b};
     }
     const Lane &a = lanes[0], &z = lanes[lane_count - 1];
     first_image = a.image;

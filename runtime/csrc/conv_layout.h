@@ -47,6 +47,8 @@ struct PatchLayout {
   int64_t line_floats = 1;       // of a staged line, all phases
   int64_t column_floats = 1;     // of a staged line, one phase
 
+  int64_t lanes_of_image = 1;    // its blocks, and what fills the last group of a large image
+
   int64_t blocks_of_image() const { return axis[0].blocks * axis[1].blocks; }
 };
 

@@ -34,7 +34,7 @@ class Linear {
   std::vector<uint16_t> narrow_columns_;  // of a matrix whose columns fit, read by single vectors
   std::vector<int64_t> task_rows_;        // first row of each task, of about as many entries each
   PanelWeights panel_weights_;
-  mutable ProductCache products_;
+  mutable PlanCache<PanelProduct> products_;
   mutable Scratch scratch_;
 };
 

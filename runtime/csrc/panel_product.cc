@@ -73,6 +73,10 @@ PanelProduct::PanelProduct(const PanelWeights& weights, Layout layout)
       block_(best_blocking(weights, layout_).channels),
       blocks_(ceil_div(channels_, block_)),
       chunk_(ceil_div(rows_, ceil_div(rows_, kRowsOfTask))) {
+  if (block_ * layout_.channel_floats() > int64_t{std::numeric_limits<uint32_t>::max()}) {
+    throw Error("dns_onnx: expected the surroundings of a position to fit into memory, got " +
+                std::to_string(layout_.channel_floats()) + " floats a channel; use a dense Conv");
+  }
   sort_weights(weights);
 }
 

@@ -83,26 +83,28 @@ class PanelProduct {
   std::vector<int64_t> segments_;  // [blocks * rows + 1]
 };
 
-// The products of a layer for the input shapes it has seen lately.
-class ProductCache {
+// What a layer has worked out for the input shapes it saw lately.
+template <typename Plan>
+class PlanCache {
  public:
   // make() runs once for each key, unless more than kKept keys are in turn.
   template <typename Make>
-  std::shared_ptr<const PanelProduct> get(const std::vector<int64_t>& key, Make&& make) {
+  std::shared_ptr<const Plan> get(const std::vector<int64_t>& key, Make&& make) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const Item& item : items_) {
-      if (item.key == key) return item.product;
+      if (item.key == key) return item.plan;
     }
+    std::shared_ptr<const Plan> made = make();
     if (items_.size() == kKept) items_.erase(items_.begin());
-    items_.push_back({key, make()});
-    return items_.back().product;
+    items_.push_back({key, made});
+    return made;
   }
 
  private:
   static constexpr size_t kKept = 8;
   struct Item {
     std::vector<int64_t> key;
-    std::shared_ptr<const PanelProduct> product;
+    std::shared_ptr<const Plan> plan;
   };
   std::mutex mutex_;
   std::vector<Item> items_;

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/kernel_set.h"
 #include "operators.h"
 
 #ifdef _WIN32
@@ -130,4 +131,6 @@ extern "C" DNS_ONNX_EXPORT dns_onnx::abi::Status* DNS_ONNX_ORT_CALL RegisterCust
 }
 
 // Instruction set of the kernels that this CPU runs; see dns_onnx.runtime.library.kernel_set.
-extern "C" DNS_ONNX_EXPORT const char* DnsOnnxKernelSet() { return "portable"; }
+extern "C" DNS_ONNX_EXPORT const char* DnsOnnxKernelSet() {
+  return dns_onnx::kernel_set().name;
+}

@@ -39,7 +39,7 @@ void gemv(const GemvJob& job, const Column* columns, int64_t first, int64_t last
     __m128 s0 = _mm_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
     for (; end - value >= 16; value += 16, column += 16) {
       _mm_prefetch(reinterpret_cast<const char*>(value + kAhead), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(column + kAhead), _MM_HINT_T0);
+      //_mm_prefetch(reinterpret_cast<const char*>(column + kAhead), _MM_HINT_T0);
       s0 = _mm_fmadd_ps(_mm_loadu_ps(value), four_inputs(x, column), s0);
       s1 = _mm_fmadd_ps(_mm_loadu_ps(value + 4), four_inputs(x, column + 4), s1);
       s2 = _mm_fmadd_ps(_mm_loadu_ps(value + 8), four_inputs(x, column + 8), s2);
@@ -49,12 +49,10 @@ void gemv(const GemvJob& job, const Column* columns, int64_t first, int64_t last
       s0 = _mm_fmadd_ps(_mm_loadu_ps(value), four_inputs(x, column), s0);
     }
     s0 = _mm_add_ps(_mm_add_ps(s0, s1), _mm_add_ps(s2, s3));
-    for (; value != end; ++value, ++column) {
-      s0 = _mm_fmadd_ss(_mm_load_ss(value), _mm_load_ss(x + *column), s0);
-    }
     s0 = _mm_add_ps(s0, _mm_movehl_ps(s0, s0));
-    s0 = _mm_add_ss(s0, _mm_movehdup_ps(s0));
-    job.y[r] = _mm_cvtss_f32(s0) + (job.start == nullptr ? 0.0F : job.start[r]);
+    float sum = _mm_cvtss_f32(_mm_add_ss(s0, _mm_movehdup_ps(s0)));
+    for (; value != end; ++value, ++column) sum += *value * x[*column];
+    job.y[r] = sum + (job.start == nullptr ? 0.0F : job.start[r]);
   }
 }
 

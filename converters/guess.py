@@ -1,0 +1,97 @@
+"""Shapes and types that ONNX shape inference does not know, found by running on meta tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dns_onnx.converters.dtypes import element_type, torch_dtype
+from dns_onnx.converters.registry import Operator
+from dns_onnx.converters.values import Shape, Value
+
+# Two trial sizes for everything unknown: what comes out the same for both is known.
+_TRIALS = (6, 10)
+_BROADCAST = frozenset("Add Sub Mul Div Pow Mod Max Min Sum Mean Where And Or Xor".split())
+
+
+def guess_types(
+    entry: Operator, operands: Sequence[Value | None], attrs: dict[str, Any]
+) -> list[tuple[int, Shape | None]]:
+    """(element type, shape) of each output of a node; empty where it cannot be found out.
+
+    The operator runs on tensors without data, once for each trial size, so that it costs
+    microseconds; an operator that looks at its data fails there, and nothing is known.
+    """
+    usable = all(v is None or v.known or v.dims is not None or v.shape is not None for v in operands)
+    if not usable or entry.opaque or not entry.pure:
+        return []
+    if entry.name in _BROADCAST and not entry.domain and not attrs.get("broadcast"):
+        return [(0, _broadcast([v.known_shape() for v in operands if v is not None]))]
+    try:
+        first, second = (_run(entry, operands, attrs, trial) for trial in _TRIALS)
+    except Exception:  # any failure of the trial means only that the shape stays unknown
+        return []
+    return [_merged(a, b) for a, b in zip(first, second, strict=False)]
+
+
+def lost_sizes(shape: Shape | None, operands: Sequence[Value | None]) -> bool:
+    """Whether inference knows less about a result than about its operands."""
+    if shape is None:
+        return True
+    sources = [v.shape.count(None) for v in operands if v is not None and v.shape is not None]
+    return shape.count(None) > max(sources, default=0)
+
+
+def _broadcast(shapes: Sequence[Shape | None]) -> Shape | None:
+    """NumPy's rule; an unknown size gives way to a known one above 1."""
+    known = [s for s in shapes if s is not None]
+    if len(known) < len(shapes):
+        return None
+    rank = max(len(s) for s in known)
+    columns = zip(*((1,) * (rank - len(s)) + s for s in known), strict=True)
+    sizes: list[int | None] = []
+    for column in columns:
+        large = [d for d in column if d is not None and d != 1]
+        sizes.append(large[0] if large else None if None in column else 1)
+    return tuple(sizes)
+
+
+def _run(
+    entry: Operator, operands: Sequence[Value | None], attrs: dict[str, Any], trial: int
+) -> list[Any]:
+    args: list[Any] = []
+    for index, value in enumerate(operands):
+        static = entry.operand(index) in entry.static
+        args.append(None if value is None else _trial_operand(value, static, trial))
+    while args and args[-1] is None:
+        args.pop()
+    with torch.no_grad():
+        result = entry.function(*args, **attrs)
+    return list(result) if entry.multiple else [result]
+
+
+def _trial_operand(value: Value, static: bool, trial: int) -> Any:
+    if static:
+        if value.known:
+            return value.python()
+        if value.dims is None:
+            raise LookupError(value.name)
+        entries = [trial if isinstance(e, fx.Node) else e for e in value.dims.entries]
+        return entries[0] if value.dims.scalar else entries
+    shape = value.known_shape()
+    if shape is None or not value.elem:
+        raise LookupError(value.name)
+    sizes = tuple(trial if d is None else d for d in shape)
+    return torch.empty(sizes, dtype=torch_dtype(value.elem), device="meta")
+
+
+def _merged(a: Any, b: Any) -> tuple[int, Shape | None]:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return 0, None
+    elem = element_type(a.dtype)
+    if a.dim() != b.dim():
+        return elem, None
+    return elem, tuple(x if x == y else None for x, y in zip(a.shape, b.shape, strict=True))

@@ -1,0 +1,244 @@
+"""The whole road on a small net: reproducible, resumable, and nothing lost when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+
+from dns_onnx import compress
+from dns_onnx.config import Config, parse_config
+from dns_onnx.errors import CheckpointError, ConfigError, DataError, TrainingError
+from dns_onnx.pipeline import Result
+
+SETTINGS = {
+    "data": {"batch": 16, "holdout": 0.2},
+    "train": {"iterations": 400, "eval_every": 50, "log_every": 50},
+    "solver": {"lr": 0.05, "policy": "fixed", "tail": 100},
+    "surgery": {"c_rate": 0.8, "iter_stop": 250, "gamma": 1e-3},
+}
+
+
+def settings(**overrides: dict) -> Config:
+    return parse_config({**SETTINGS, **overrides}, "test")
+
+
+def run(folder: Path, out: str = "out.onnx", config: Config | None = None, **options) -> Result:
+    return compress(
+        folder / "net.onnx", folder / out, train=f"{folder}/train.npz",
+        eval=options.pop("eval", f"{folder}/test.npz"), config=config or settings(), bench_seconds=0.05,
+        **options,
+    )  # fmt: skip
+
+
+def weights(path: Path) -> dict[str, np.ndarray]:
+    from dns_onnx.converters.reader import read_model
+
+    return {i.name: numpy_helper.to_array(i) for i in read_model(path).graph.initializer}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_pruned_file_that_holds_what_was_trained(small: Path) -> None:
+    result = run(small)
+    assert result.check.ok, result.check.problems
+    assert result.metric_source == "eval"
+    assert result.check.kept == sum(int(np.count_nonzero(w)) for w in weights(result.path).values())
+    assert result.check.kept < 0.5 * result.check.total
+    assert result.check.error_after <= 0.1
+    assert [layer.name for layer in result.layers] == ["fc1", "fc2"]
+    assert sum(layer.kept for layer in result.layers) >= result.check.kept
+    session = ort.InferenceSession(result.path, providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["x"]
+    assert [o.name for o in session.get_outputs()] == ["y"]
+    metadata = {m.key: m.value for m in onnx.load(result.path).metadata_props}
+    assert metadata["author"] == "somebody"
+    assert metadata["dns_onnx.seed"] == "0"
+    assert json.loads(metadata["dns_onnx.config"])["train"]["iterations"] == 400
+    assert json.loads(metadata["dns_onnx.preprocess"])["scale"] == 1.0
+
+
+def test_the_seed_decides_every_bit(small: Path) -> None:
+    first = run(small, "a.onnx").path.read_bytes()
+    assert run(small, "b.onnx").path.read_bytes() == first
+    other = run(small, "c.onnx", settings().model_copy(update={"seed": 1}))
+    assert weights(other.path)["fc1.w"].tobytes() != weights(small / "a.onnx")["fc1.w"].tobytes()
+
+
+def test_evaluation_data_decide_nothing(small: Path) -> None:
+    rng = np.random.default_rng(5)
+    np.savez(small / "noise.npz", x=rng.standard_normal((50, 8)).astype(np.float32),
+             labels=rng.integers(0, 4, 50))  # fmt: skip
+    first = run(small, "a.onnx").path.read_bytes()
+    assert run(small, "b.onnx", eval=f"{small}/noise.npz").path.read_bytes() == first
+    without = run(small, "c.onnx", eval=None)
+    assert without.path.read_bytes() == first
+    assert without.metric_source == "held-out"
+
+
+def test_layers_can_be_spared(small: Path) -> None:
+    config = settings(
+        layer=[{"match": "fc2", "prune": False}, {"match": "fc1", "prune_bias": False}]
+    )
+    found = weights(run(small, config=config).path)
+    assert np.count_nonzero(found["fc2.w"]) == found["fc2.w"].size
+    assert np.count_nonzero(found["fc1.b"]) == found["fc1.b"].size
+    assert np.count_nonzero(found["fc1.w"]) < found["fc1.w"].size
+
+
+def test_first_masks(small: Path) -> None:
+    mask = np.zeros((32, 8), bool)
+    mask[:, 0] = True
+    np.save(small / "mask.npy", mask)
+    config = settings(
+        surgery={"iter_stop": 0},
+        layer=[{"match": "fc1", "weight_mask": f"{small}/mask.npy", "bias_mask": "cut"}],
+    )
+    found = weights(run(small, config=config).path)
+    assert np.array_equal(found["fc1.w"] != 0, mask)
+    assert not found["fc1.b"].any()
+    assert found["fc2.w"].all()
+
+
+def test_a_wrong_first_mask_is_refused(small: Path) -> None:
+    np.save(small / "mask.npy", np.ones((3, 3), bool))
+    config = settings(layer=[{"match": "fc1", "weight_mask": f"{small}/mask.npy"}])
+    with pytest.raises(ConfigError, match=r"mask\.npy: expected bool \[32, 8\] for 'fc1\.w'"):
+        run(small, config=config)
+
+
+def test_a_rule_for_no_layer_is_refused(small: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"\['fc9'\] name no layer; the layers are \['fc1', 'fc2'\]"
+    ):
+        run(small, config=settings(layer=[{"match": "fc9", "prune": False}]))
+
+
+def test_labels_out_of_range_are_told_before_training(small: Path) -> None:
+    found = dict(np.load(small / "train.npz"))
+    found["labels"][7] = 4
+    np.savez(small / "train.npz", **found)
+    with pytest.raises(DataError, match=r"expected 0 to 3 \(the model has 4 classes\), got 4"):
+        run(small)
+    assert not (small / "out.onnx").exists()
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(small: Path) -> None:
+    run(small, config=settings(train={**SETTINGS["train"], "iterations": 100}))
+    before = (small / "out.onnx").read_bytes()
+    wild = settings(solver={"lr": 1e30, "policy": "fixed"})
+    with pytest.raises(TrainingError, match=r"finite loss, got .*lower solver\.lr \(now 1e\+30\)"):
+        run(small, config=wild, run_dir=small / "wild")
+    assert (small / "out.onnx").read_bytes() == before
+    assert (small / "out.run" / "step-000000100").is_dir()
+
+
+def test_a_missing_folder_is_told_before_training(small: Path) -> None:
+    with pytest.raises(ConfigError, match="expected an existing folder"):
+        run(small, "absent/out.onnx")
+
+
+def test_resume_refuses_another_run(small: Path) -> None:
+    run(small)
+    with pytest.raises(CheckpointError, match="another settings"):
+        run(small, config=settings(solver={"lr": 0.01}), resume=True)
+    other = dict(np.load(small / "train.npz"))
+    np.savez(small / "train.npz", x=other["x"][:500], labels=other["labels"][:500])
+    with pytest.raises(CheckpointError, match="another data"):
+        run(small, resume=True)
+
+
+def test_a_missed_goal_is_a_problem(small: Path) -> None:
+    result = run(small, config=settings(surgery={"c_rate": 4.0, "iter_stop": 400}), max_drop=-50.0)
+    assert not result.check.ok
+    assert "more than the -50 allowed" in result.check.problems[0]
+
+
+# ------------------------------------------------------------- killed, interrupted, resumed
+
+LONG = """
+[data]
+batch = 16
+holdout = 0.2
+[train]
+iterations = 3000
+eval_every = 100
+log_every = 50
+checkpoint_seconds = 0.05
+[solver]
+lr = 0.05
+policy = "fixed"
+tail = 1000
+[surgery]
+c_rate = 0.8
+iter_stop = 2000
+gamma = 1e-3
+"""
+
+
+def start(folder: Path, out: str, *more: str) -> subprocess.Popen:
+    (folder / "long.toml").write_text(LONG)
+    command = [sys.executable, "-m", "dns_onnx", "compress", "net.onnx", "-o", out, "--train",
+               "train.npz", "--config", "long.toml", *more]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def wait_for_checkpoint(folder: Path, past: int = 0) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        steps = [int(p.name[5:]) for p in folder.glob("step-*")]
+        if steps and max(steps) > past:
+            return
+        time.sleep(0.01)
+    pytest.fail("no checkpoint within a minute")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_twice_and_resumed_is_bit_identical(small: Path, number: int) -> None:
+    whole = start(small, "whole.onnx")
+    assert whole.wait(120) == 0, whole.stderr.read()
+    past = 0
+    for more in ((), ("--resume",)):
+        child = start(small, "cut.onnx", *more)
+        wait_for_checkpoint(small / "cut.run", past)
+        time.sleep(0.15)
+        child.send_signal(number)
+        code = child.wait(60)
+        said = child.stderr.read()
+        assert code == (-9 if number == signal.SIGKILL else 130), said
+        if number != signal.SIGKILL:
+            assert "go on with --resume" in said
+            assert "Traceback" not in said
+        past = max(int(p.name[5:]) for p in (small / "cut.run").glob("step-*"))
+        assert past < 3000
+        assert not (small / "cut.onnx").exists()
+    last = start(small, "cut.onnx", "--resume")
+    assert last.wait(120) == 0, last.stderr.read()
+    assert (small / "cut.onnx").read_bytes() == (small / "whole.onnx").read_bytes()
+    looks = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in f.open()]
+        for f in (small / "whole.run" / "log.jsonl", small / "cut.run" / "log.jsonl")
+    ]
+    assert looks[0] == looks[1]
