@@ -28,6 +28,7 @@ from dns_onnx.converters.emit import (
     emit_held,
     emit_known,
     emit_node,
+    emit_opaque,
     injected,
     safe_name,
 )
@@ -36,7 +37,7 @@ from dns_onnx.converters.layers import Layer, describe_layer, with_biases
 from dns_onnx.converters.order import topological
 from dns_onnx.converters.registry import Operator, find
 from dns_onnx.converters.values import Dims, Shape, Value, element_and_shape, type_table
-from dns_onnx.errors import ModelError, UnsupportedOperatorError
+from dns_onnx.errors import ModelError
 
 # Operators that change a weight's element type or layout only: the weight shows through them.
 _CARRIES = frozenset({"Cast", "CastLike", "DequantizeLinear"})
@@ -192,11 +193,13 @@ class Builder:
         if node.op_type == "Constant" and not domain:
             self._add_constant(node)
             return
-        found = find(node.op_type, self.opsets.get(domain, 1), domain)
-        if found is None:
-            raise UnsupportedOperatorError("graph", [f"{domain}::{node.op_type} '{node.name}'"])
-        entry, version = found
+        opset = self.opsets.get(domain, 1)
+        found = find(node.op_type, opset, domain)
         operands = [self.value(name) for name in node.input]
+        if found is None:
+            emit_opaque(self, node, operands, opset)
+            return
+        entry, version = found
         if entry.graph:
             entry.function(self, node, operands, version)
             return
@@ -315,6 +318,17 @@ class Builder:
             ) from error
         return result if entry.multiple else (result,)
 
+    def child(self, proto: GraphProto, typed: GraphProto) -> Builder:
+        """A builder for a body of one of this graph's nodes."""
+        return Builder(proto, typed, self.opsets, self)
+
+    def typed_body(self, node: NodeProto, name: str) -> GraphProto:
+        """The body `name` of a node as shape inference left it."""
+        for candidate in self.typed.node:
+            if candidate.output[:1] == node.output[:1]:
+                return next(a.g for a in candidate.attribute if a.name == name)
+        return next(a.g for a in node.attribute if a.name == name)
+
     def note_layer(
         self, entry: Operator, label: str, proto: NodeProto, operands: Sequence[Value | None]
     ) -> None:
@@ -331,7 +345,7 @@ class Builder:
             value = self.value(name)
             if value is None:
                 raise ModelError("graph output: expected a name, got an empty one")
-            nodes.append(self.tensor(value, "frozen" if value.node is None else "train"))
+            nodes.append(self.tensor(value))
         self.graph.output(nodes[0] if len(nodes) == 1 else tuple(nodes))
         self.graph.eliminate_dead_code(_is_impure)
         module = ImportedGraph(self.root, self.graph)

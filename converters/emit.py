@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from dns_onnx.converters.dtypes import element_type, torch_dtype
 from dns_onnx.converters.graph import host_tensor, item, to_device_of
 from dns_onnx.converters.guess import guess_types, lost_sizes
+from dns_onnx.converters.opaque import OpaqueStep
 from dns_onnx.converters.registry import Arg, Call, Operator
 from dns_onnx.converters.values import Value
 from dns_onnx.masks import Masked
@@ -299,6 +300,46 @@ def _call(
 ) -> fx.Node:
     wanted = safe_name(name) if name else None
     return builder.graph.create_node("call_function", target, args, kwargs, wanted)
+
+
+def put(builder: Builder, target: Any, args: tuple[Any, ...]) -> fx.Node:
+    """A call that yields a tuple."""
+    return builder.graph.call_function(target, args)
+
+
+def note_outputs(builder: Builder, proto: NodeProto, call: fx.Node) -> None:
+    """Note the outputs of a node whose call yields them as a tuple."""
+    label = proto.name or next((n for n in proto.output if n), proto.op_type)
+    call.meta.update(op=proto.op_type, node=label)
+    for index, name in enumerate(proto.output):
+        if name:
+            made = _call(builder, item, (call, index), None, name)
+            made.meta.update(onnx=name, op=proto.op_type, node=label)
+            _note_output(builder, name, made, False)
+
+
+def emit_opaque(
+    builder: Builder, proto: NodeProto, operands: Sequence[Value | None], opset: int
+) -> None:
+    """Write a node that torch cannot compute as an opaque step."""
+    label = proto.name or next((n for n in proto.output if n), proto.op_type)
+    target = attach(builder, label, OpaqueStep(proto, opset))
+    args = tuple(
+        None
+        if v is None
+        else emit_host_known(builder, v)
+        if v.known
+        else builder.tensor(v, "frozen")
+        for v in operands
+    )
+    call = builder.graph.call_module(target, args)
+    named = [name for name in proto.output if name]
+    call.meta.update(op=proto.op_type, node=label, opaque=True)
+    for index, name in enumerate(named):
+        made = _call(builder, item, (call, index), None, name)
+        made.meta.update(onnx=name, op=proto.op_type, node=label)
+        _note_output(builder, name, made, False)
+    builder.opaque.append(f"{proto.domain or 'ai.onnx'}::{proto.op_type} '{label}'")
 
 
 def _portable(builder: Builder, name: str, value: Any) -> Any:

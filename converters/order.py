@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from onnx import AttributeProto, GraphProto, NodeProto
 
+from dns_onnx.converters.opaque import can_run
 from dns_onnx.converters.registry import find
 from dns_onnx.errors import ModelError
 
@@ -79,7 +80,8 @@ def unsupported(graph: GraphProto, opsets: dict[str, int]) -> list[str]:
     for node in graph.node:
         domain = "" if node.domain == "ai.onnx" else node.domain
         opset = opsets.get(domain, 1)
-        if (domain, node.op_type) != ("", "Constant") and not find(node.op_type, opset, domain):
+        native = (domain, node.op_type) == ("", "Constant") or find(node.op_type, opset, domain)
+        if not native and not can_run(node, opset):
             label = node.name or next(iter(node.output), "")
             lines.append(f"{domain or 'ai.onnx'}::{node.op_type} (opset {opset}) '{label}'")
         for body in subgraphs(node):

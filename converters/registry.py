@@ -131,12 +131,14 @@ def op(
 
     def register(function: F) -> F:
         inputs, variadic, keywords = _parameters(function)
+        if graph:
+            inputs, keywords = (), None
         known = None if keywords is None else keywords - INJECTED
         for named in (*static, *literal, *prunable, *statistics, *constant, *((bias,) if bias else ())):
             if named not in inputs:
                 raise ValueError(f"{name}: '{named}' is not an operand of {function.__name__}")
         protos = [_schema(name, version, domain) for version in versions] if schema else []
-        for proto in protos:
+        for proto in protos if not graph else ():
             _check(proto, inputs, variadic, known)
         # one convention for all versions of a function, though the first may have one output
         several = multiple if multiple is not None else any(p.max_output > 1 for p in protos)

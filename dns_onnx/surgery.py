@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from dns_onnx.errors import CheckpointError, TrainingError
-from dns_onnx.masks import Masked
+from dns_onnx.masks import Masked, chunks
 
 LOWER_EDGE = 0.9  # a = 0.9 t: a kept entry at or below it is cut
 UPPER_EDGE = 1.1  # b = 1.1 t: a cut entry above it is spliced back
-CACHE_CHUNK = 1 << 17  # entries: three float32 passes over a chunk stay inside a core's L2 cache
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ def prune_and_splice(weight: Tensor, mask: Tensor, a: float, b: float) -> None:
     weight: any shape, not changed.  mask: bool, same shape.  Needs a <= b.
     Source: the paper, equation 3 (with the authors' code at the edges).
     """
-    chunk = CACHE_CHUNK if weight.device.type == "cpu" else max(weight.numel(), 1)
-    for w, m in zip(weight.view(-1).split(chunk), mask.view(-1).split(chunk), strict=True):
+    for w, m in chunks(weight, mask):
         magnitude = w.abs()
         # as a <= b, "above b, or kept and above a" is the whole rule
         m.logical_and_(magnitude > a).logical_or_(magnitude > b)

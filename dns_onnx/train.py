@@ -177,10 +177,11 @@ class Run:
             self.best = Best(error, self.iteration, kept)
         return error
 
+    @torch.no_grad()
     def _finish(self) -> Outcome:
         """Put the best state into the model."""
         for name, values in self.best.weights.items():
-            self.weights[name].weight.data.copy_(values)
+            self.weights[name].weight.copy_(values)
         error = self.best.error if self.best.weights else None
         iteration = self.best.iteration if self.best.weights else self.iteration
         self.model.eval()
@@ -218,6 +219,7 @@ class Run:
         }  # fmt: skip
         checkpoint.save(self.folder, self.iteration, tensors, state)
 
+    @torch.no_grad()
     def resume(self) -> bool:
         """Take up the newest checkpoint; False where there is none.
 
@@ -234,7 +236,7 @@ class Run:
                 )
         t = found.tensors
         for name, holder in self.weights.items():
-            holder.weight.data.copy_(t[f"weight.{name}"])
+            holder.weight.copy_(t[f"weight.{name}"])
             if holder.mask is not None:
                 holder.mask.copy_(t[f"mask.{name}"])
             self.optimizer.torch.state[holder.weight] = {

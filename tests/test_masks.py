@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from dns_onnx import masks
 from dns_onnx.masks import Masked, holders
 
 
@@ -68,6 +69,54 @@ def test_the_mask_is_part_of_the_state() -> None:
 def test_holders_are_found_by_initializer_name() -> None:
     module = torch.nn.ModuleList([Masked("a", torch.ones(1)), Masked("b", torch.ones(2))])
     assert list(holders(module)) == ["a", "b"]
+
+
+def test_the_product_follows_every_change_of_weight_and_mask() -> None:
+    holder = masked()
+    optimizers = [torch.optim.SGD([holder.weight], lr=0.5, fused=fused) for fused in (True, False)]
+    for optimizer in optimizers:
+        holder().sum().backward()
+        optimizer.step()
+        assert torch.equal(holder(), holder.weight * holder.mask)
+    holder.mask.logical_not_()
+    assert torch.equal(holder(), holder.weight * holder.mask)
+    with torch.no_grad():
+        holder.weight.copy_(torch.ones(2, 2))
+    assert torch.equal(holder(), holder.mask.float())
+
+
+def test_a_weight_used_twice_gets_both_gradients() -> None:
+    holder = masked()
+    x = torch.ones(1, 2)
+    ((x @ holder() @ holder()).sum() + holder().sum()).backward()
+    reference = (holder.weight * holder.mask).detach().requires_grad_()
+    ((x @ reference @ reference).sum() + reference.sum()).backward()
+    assert torch.equal(holder.weight.grad, reference.grad)
+
+
+def test_several_forwards_may_go_before_one_backward() -> None:
+    holder = masked()
+    ((holder() ** 2).sum() + (holder() ** 3).sum()).backward()
+    w = masked()().detach()
+    torch.testing.assert_close(holder.weight.grad, 2 * w + 3 * w**2)
+
+
+def test_a_change_between_forward_and_backward_is_an_error_not_a_wrong_gradient() -> None:
+    holder = masked()
+    first = (holder() ** 2).sum()
+    with torch.no_grad():
+        holder.weight.mul_(2)
+    holder()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        first.backward()
+
+
+def test_large_products_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "CACHE_CHUNK", 64)
+    weight, mask = torch.randn(13, 11), torch.rand(13, 11) > 0.5
+    out = torch.empty(13, 11)
+    masks.multiply(weight, mask, out=out)
+    assert torch.equal(out, weight * mask)
 
 
 def test_compiled_gate_equals_eager() -> None:

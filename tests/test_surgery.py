@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from dns_onnx import surgery
+from dns_onnx import masks
 from dns_onnx.errors import CheckpointError, TrainingError
 from dns_onnx.masks import Masked
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery, mean_and_std, prune_and_splice
@@ -85,7 +85,7 @@ def test_large_tensors_are_updated_as_a_whole(monkeypatch: pytest.MonkeyPatch) -
     weight, mask = torch.randn(1000, generator=rng), torch.rand(1000, generator=rng) > 0.5
     whole = mask.clone()
     prune_and_splice(weight, whole, 0.9, 1.1)
-    monkeypatch.setattr(surgery, "CACHE_CHUNK", 64)
+    monkeypatch.setattr(masks, "CACHE_CHUNK", 64)
     prune_and_splice(weight, mask, 0.9, 1.1)
     assert torch.equal(mask, whole)
     assert torch.equal(whole, (weight.abs() > 1.1) | (whole & (weight.abs() > 0.9)))

@@ -13,7 +13,8 @@ from dns_onnx.converters.encodings.sites import Site, initializer_index, node_in
 # Where the weight lay among the initializers, which are another list than the sparse ones.
 POSITION_KEY = "dns_onnx.position"
 
-# Constant has its attribute sparse_value since this operator set; before, it becomes an initializer.
+# Constant has its attribute sparse_value since this operator set; in older ones the weight becomes
+# an initializer.
 CONSTANT_OPSET = 11
 
 

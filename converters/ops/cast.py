@@ -17,6 +17,7 @@ _MINIFLOAT = {23: (1, 0, 6.0), 27: (3, 0, 7.5), 28: (2, -2, 28.0)}
 _SUBBYTE = {21: (4, False), 22: (4, True), 25: (2, False), 26: (2, True)}
 _FLOAT8 = frozenset({17, 18, 19, 20})
 _E8M0 = 24
+_E4M3FN, _E4M3FN_LIMIT = 17, 464.0
 
 
 def to_minifloat(x: Tensor, elem: int) -> Tensor:
@@ -56,6 +57,9 @@ def to_float8(x: Tensor, elem: int, saturate: int) -> Tensor:
     if saturate:
         largest = torch.finfo(dtype).max
         work = torch.where(work.isnan(), work, work.clamp(-largest, largest))
+    elif elem == _E4M3FN:
+        # beyond the last rounding boundary there is no infinity to go to, only NaN
+        work = torch.where(work.abs() > _E4M3FN_LIMIT, torch.full_like(work, float("nan")), work)
     return work.to(dtype)
 
 

@@ -125,10 +125,10 @@ def conv_transpose(
     end = list(pads[rank:]) if pads else [0] * rank
     if output_shape:
         for axis in range(rank):
-            total = full.shape[2 + axis] + extra[axis] - output_shape[axis]
-            half = abs(total) // 2 * (1 if total >= 0 else -1)
-            upper = auto_pad == "SAME_UPPER"
-            begin[axis], end[axis] = (half, total - half) if upper else (total - half, half)
+            excess = full.shape[2 + axis] + extra[axis] - output_shape[axis]
+            small, large = max(excess, 0) // 2, (max(excess, 0) + 1) // 2
+            begin[axis] = small if auto_pad == "SAME_UPPER" else large
+            end[axis] = excess - begin[axis]
     cropped = padded(
         full, [-p for p in begin], [e - p for e, p in zip(extra, end, strict=True)]
     )

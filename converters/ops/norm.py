@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -261,9 +262,14 @@ def dropout(
     if not training_mode or ratio == 0:
         dtype = torch.bool if version_ >= 10 else data.dtype
         return (data, torch.ones_like(data, dtype=dtype))[:outputs_]
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(data.device).manual_seed(seed)
-    draws = torch.rand(data.shape, generator=generator, device=data.device)
-    mask = draws >= ratio
-    return (torch.where(mask, data / (1 - ratio), torch.zeros_like(data)), mask)[:outputs_]
+    mask = _draws(data, seed) >= ratio
+    kept = torch.where(mask, data / (1 - ratio), torch.zeros_like(data))
+    return (kept, mask)[:outputs_]
+
+
+def _draws(data: Tensor, seed: int | None) -> Tensor:
+    """Uniform draws of the data's shape; with a seed, those of the specification's own code."""
+    if seed is None:
+        return torch.rand(data.shape, device=data.device)
+    drawn = np.random.RandomState(seed).uniform(0.0, 1.0, tuple(data.shape))
+    return torch.from_numpy(drawn).to(data.device, non_blocking=True)

@@ -143,10 +143,12 @@ class FoldedMaps final : public Maps {
     return x_ + ((image / positions_ * input_[1] + channel / taps_) * step + map) * in_size_;
   }
 
-  float* output(int64_t image, int64_t row) const override {
-    const int64_t map = (image / positions_ * output_[1] + row) * positions_ + image % positions_;
+  float* output(int64_t image) const override {
+    const int64_t map = image / positions_ * output_[1] * positions_ + image % positions_;
     return y_ + map * out_size_;
   }
+
+  int64_t output_step() const override { return positions_ * out_size_; }
 
  private:
   const ConvAttributes& attributes_;

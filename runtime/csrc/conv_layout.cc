@@ -8,7 +8,6 @@ namespace {
 
 constexpr int kMostLanes = 16;
 constexpr int64_t kOwnGroups = 4;  // an image of more groups than this has them for itself
-constexpr int64_t kSlack = 8;  // floats that a gather may read past the end of a line
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -43,25 +42,26 @@ PatchLayout make_patch(const PlaneShape& plane, const Tile& tile, int64_t lanes)
   const int64_t block_lines =
       patch.images_of_group > 1 ? y.blocks : std::min(y.blocks, (lanes - 2) / x.blocks + 2);
   patch.lines_of_image = (block_lines - 1) * y.block + y.reach;
-  patch.column_floats = (x.blocks - 1) * x.block + round_up(x.reach, kSlack) + kSlack;
+  patch.column_floats = (x.blocks - 1) * x.block + x.reach + kGatherSlack;
   patch.line_floats = patch.column_floats * static_cast<int64_t>(x.phases.size());
   return patch;
 }
 
 Layout patch_layout(const PatchLayout& patch, const Family& family, const Tile& tile) {
   const Axis &y = patch.axis[0], &x = patch.axis[1];
-  const auto phases = static_cast<int64_t>(x.phases.size());
+  const auto x_phases = static_cast<int64_t>(x.phases.size());
+  const int64_t phases = static_cast<int64_t>(y.phases.size()) * x_phases;
   Layout layout;
   layout.family = &family;
   layout.tile = &tile;
   layout.groups = ceil_div(patch.plane.images * patch.lanes_of_image, family.lanes);
-  layout.pitch = x.reach * phases;
-  layout.channel_vectors = layout.pitch * y.reach * static_cast<int64_t>(y.phases.size());
+  layout.pitch = x.reach;
+  layout.channel_vectors = y.reach * x.reach * phases;
   for (size_t ky = 0; ky < y.tap_phase.size(); ++ky) {
     for (size_t kx = 0; kx < x.tap_phase.size(); ++kx) {
-      const int64_t line = y.tap_phase[ky] * y.reach + y.tap_shift[ky];
+      const int64_t phase = y.tap_phase[ky] * x_phases + x.tap_phase[kx];
       layout.tap_vectors.push_back(static_cast<uint32_t>(
-          line * layout.pitch + x.tap_phase[kx] * x.reach + x.tap_shift[kx]));
+          (phase * y.reach + y.tap_shift[ky]) * x.reach + x.tap_shift[kx]));
     }
   }
   layout.staging = patch.images_of_group * patch.lines_of_image *
@@ -77,26 +77,6 @@ Layout flat_layout(const PlaneShape& plane, const Family& family, const Tile& ti
   layout.channel_vectors = tile.columns;
   layout.tap_vectors = {0};
   return layout;
-}
-
-// Copies columns of an input line into one phase of a staged line, zeros outside the map.
-// column: the input column of the first float, may be negative.
-void stage_line(const float* line, int64_t width, int64_t column, int64_t stride, int64_t count,
-                float* out) {
-  if (line == nullptr) {
-    std::fill(out, out + count, 0.0F);
-    return;
-  }
-  const int64_t first = std::min(count, column >= 0 ? 0 : ceil_div(-column, stride));
-  const int64_t end =
-      std::clamp(width <= column ? 0 : ceil_div(width - column, stride), first, count);
-  std::fill(out, out + first, 0.0F);
-  if (stride == 1) {
-    std::copy(line + column + first, line + column + end, out + first);
-  } else {
-    for (int64_t i = first; i < end; ++i) out[i] = line[column + i * stride];
-  }
-  std::fill(out + end, out + count, 0.0F);
 }
 
 }  // namespace
@@ -122,7 +102,7 @@ Layout choose_layout(const PanelWeights& weights, const PlaneShape& plane, Patch
       }
       Layout layout = plane.pointwise() ? flat_layout(plane, family, tile)
                                         : patch_layout(made, family, tile);
-      const double cycles = estimated_cycles(weights, layout);
+      const double cycles = choose_block(weights, layout);
       if (cycles >= least) continue;
       least = cycles;
       best = std::move(layout);
@@ -155,95 +135,108 @@ void FlatSurface::unpack(const Layout& layout, int64_t group, int64_t first, int
     int64_t done = 0, image = begin / size_, at = begin % size_;
     for (; done != layout.sums() && image < images_; ++image, at = 0) {
       const int64_t count = std::min(size_ - at, layout.sums() - done);
-      std::copy_n(sums + done, count, maps_.output(image, r) + at);
+      std::copy_n(sums + done, count, maps_.output(image) + r * maps_.output_step() + at);
       done += count;
     }
   }
 }
 
-namespace {
-
 // The blocks of one group: where each lane's block lies, and the stretch of maps to stage.
-struct GroupBlocks {
+struct PatchSurface::Blocks {
   struct Lane {
     int64_t image, line, column;  // block indices
     bool used;
   };
   Lane lanes[kMostLanes];
   int64_t first_image, first_line, first_column;  // block indices where staging begins
-  int64_t images, lines, columns;                 // blocks to stage
+  int64_t images;
+  int64_t lines, columns;  // staged, in each phase
 
-  GroupBlocks(const PatchLayout& patch, int64_t group, int64_t lane_count) {
-    const int64_t across = patch.axis[1].blocks, of_image = patch.blocks_of_image();
+  Blocks(const PatchLayout& patch, int64_t group, int64_t lane_count) {
+    const Axis &y = patch.axis[0], &x = patch.axis[1];
     for (int64_t l = 0; l < lane_count; ++l) {
       const int64_t index = group * lane_count + l;
       const int64_t image = std::min(index / patch.lanes_of_image, patch.plane.images - 1);
       const int64_t block = index - image * patch.lanes_of_image;
-      const int64_t b = std::min(block, of_image - 1);  // a lane too many repeats the last block
-      lanes[l] = {image, b / across, b % across, block == b};
+      // a lane too many repeats the last block
+      const int64_t b = std::min(block, patch.blocks_of_image() - 1);
+      lanes[l] = {image, b / x.blocks, b % x.blocks, block == b};
     }
     const Lane &a = lanes[0], &z = lanes[lane_count - 1];
     first_image = a.image;
     images = z.image - a.image + 1;
     const bool one_image = images == 1, one_line = one_image && a.line == z.line;
     first_line = one_image ? a.line : 0;
-    lines = one_image ? z.line - a.line + 1 : patch.axis[0].blocks;
     first_column = one_line ? a.column : 0;
-    columns = one_line ? z.column - a.column + 1 : across;
+    lines = ((one_image ? z.line - a.line : y.blocks - 1)) * y.block + y.reach;
+    columns = ((one_line ? z.column - a.column : x.blocks - 1)) * x.block + x.reach;
   }
 };
 
-}  // namespace
+// Copies one channel's lines, stretched to phases.  Staging holds zeros wherever no map lies, so
+// that padding costs nothing here.
+void PatchSurface::stage(const Blocks& blocks, int64_t channel, float* staging) const {
+  const Axis &y = patch_.axis[0], &x = patch_.axis[1];
+  const PlaneShape& plane = patch_.plane;
+  float* out = staging;
+  for (int64_t i = 0; i < blocks.images; ++i) {
+    const float* map = maps_.input(blocks.first_image + i, channel);
+    for (const int64_t y_phase : y.phases) {
+      int64_t row = blocks.first_line * y.block * plane.stride[0] + y_phase - plane.pad[0];
+      for (int64_t line = 0; line < blocks.lines; ++line, row += plane.stride[0]) {
+        for (const int64_t x_phase : x.phases) {
+          if (map != nullptr && row >= 0 && row < plane.height) {
+            const int64_t stride = plane.stride[1];
+            const int64_t column =
+                blocks.first_column * x.block * stride + x_phase - plane.pad[1];
+            const int64_t first = column >= 0 ? 0 : ceil_div(-column, stride);
+            const int64_t end = std::min(
+                blocks.columns, column >= plane.width ? 0 : ceil_div(plane.width - column, stride));
+            const float* from = map + row * plane.width + column;
+            if (stride == 1 && first < end) {
+              std::copy(from + first, from + end, out + first);
+            } else {
+              for (int64_t k = first; k < end; ++k) out[k] = from[k * stride];
+            }
+          } else if (map == nullptr) {
+            std::fill(out, out + blocks.columns, 0.0F);
+          }
+          out += patch_.column_floats;
+        }
+      }
+    }
+  }
+}
 
 void PatchSurface::pack(const Layout& layout, int64_t group, int64_t first, int64_t last,
                         float* panel, float* staging) const {
   const Axis &y = patch_.axis[0], &x = patch_.axis[1];
-  const PlaneShape& plane = patch_.plane;
   const int64_t lanes = layout.family->lanes;
-  const GroupBlocks blocks(patch_, group, lanes);
+  const Blocks blocks(patch_, group, lanes);
   const auto y_phases = static_cast<int64_t>(y.phases.size());
   const auto x_phases = static_cast<int64_t>(x.phases.size());
-  const int64_t lines = (blocks.lines - 1) * y.block + y.reach;
-  const int64_t columns = (blocks.columns - 1) * x.block + x.reach;
-  const int64_t image_floats = y_phases * lines * patch_.line_floats;
+  const int64_t phase_floats = blocks.lines * patch_.line_floats;
 
+  float* corner[kMostLanes];  // where each lane's block begins in the staged lines
+  for (int64_t l = 0; l < lanes; ++l) {
+    const Blocks::Lane& lane = blocks.lanes[l];
+    corner[l] = staging + (lane.image - blocks.first_image) * y_phases * phase_floats +
+                (lane.line - blocks.first_line) * y.block * patch_.line_floats +
+                (lane.column - blocks.first_column) * x.block;
+  }
+  std::fill(staging, staging + layout.staging, 0.0F);
   for (int64_t c = first; c < last; ++c, panel += layout.channel_floats()) {
-    float* out = staging;
-    for (int64_t i = 0; i < blocks.images; ++i) {
-      const float* map = maps_.input(blocks.first_image + i, c);
-      for (int64_t phase : y.phases) {
-        for (int64_t line = 0; line < lines; ++line, out += patch_.line_floats) {
-          const int64_t row =
-              (blocks.first_line * y.block + line) * plane.stride[0] + phase - plane.pad[0];
-          const bool inside = map != nullptr && row >= 0 && row < plane.height;
-          for (int64_t p = 0; p < x_phases; ++p) {
-            const int64_t column = blocks.first_column * x.block * plane.stride[1] +
-                                   x.phases[static_cast<size_t>(p)] - plane.pad[1];
-            stage_line(inside ? map + row * plane.width : nullptr, plane.width, column,
-                       plane.stride[1], columns, out + p * patch_.column_floats);
-          }
-        }
-      }
-    }
-    const float* corner[kMostLanes];  // where each lane's block begins in the staged lines
-    for (int64_t l = 0; l < lanes; ++l) {
-      const GroupBlocks::Lane& lane = blocks.lanes[l];
-      corner[l] = staging + (lane.image - blocks.first_image) * image_floats +
-                  (lane.line - blocks.first_line) * y.block * patch_.line_floats +
-                  (lane.column - blocks.first_column) * x.block;
-    }
-    int64_t vector = 0;
+    stage(blocks, c, staging);
     for (int64_t q = 0; q < y_phases; ++q) {
-      for (int64_t line = 0; line < y.reach; ++line) {
-        for (int64_t p = 0; p < x_phases; ++p, vector += x.reach) {
-          const float* source[kMostLanes];
-          const int64_t at = (q * lines + line) * patch_.line_floats + p * patch_.column_floats;
-          for (int64_t l = 0; l < lanes; ++l) source[l] = corner[l] + at;
-          // whole squares are quicker; what they write too much, the next line overwrites
-          const int64_t whole = round_up(x.reach, kSlack);
-          const int64_t count = vector + whole <= layout.channel_vectors ? whole : x.reach;
-          layout.family->gather(source, count, panel + vector * lanes, lanes);
+      for (int64_t p = 0; p < x_phases; ++p) {
+        const float* source[kMostLanes];
+        for (int64_t l = 0; l < lanes; ++l) {
+          source[l] = corner[l] + q * phase_floats + p * patch_.column_floats;
         }
+        const int64_t line = x.reach * lanes;
+        float* out = panel + (q * x_phases + p) * y.reach * line;
+        layout.family->gather(
+            {source, patch_.line_floats, y.reach, x.reach, out, line, lanes});
       }
     }
   }
@@ -254,32 +247,32 @@ void PatchSurface::unpack(const Layout& layout, int64_t group, int64_t first, in
   const Axis &y = patch_.axis[0], &x = patch_.axis[1];
   const PlaneShape& plane = patch_.plane;
   const int64_t lanes = layout.family->lanes;
-  const GroupBlocks blocks(patch_, group, lanes);
+  const Blocks blocks(patch_, group, lanes);
   const int64_t ragged = plane.out_width - (x.blocks - 1) * x.block;  // columns of the last block
-  for (int64_t r = first; r < last; ++r, sums += layout.sums()) {
-    float* corner[kMostLanes];
+  for (int64_t line = 0; line < y.block; ++line) {
+    float* whole[kMostLanes];
+    float* cut[kMostLanes];  // of blocks that reach past the map's right edge
+    bool any_whole = false, any_cut = false;
     for (int64_t l = 0; l < lanes; ++l) {
-      const GroupBlocks::Lane& lane = blocks.lanes[l];
-      corner[l] = !lane.used ? nullptr
-                             : maps_.output(lane.image, r) +
-                                   lane.line * y.block * plane.out_width + lane.column * x.block;
+      const Blocks::Lane& lane = blocks.lanes[l];
+      const int64_t row = lane.line * y.block + line;
+      const bool inside = lane.used && row < plane.out_height;
+      const bool is_cut = ragged != x.block && lane.column == x.blocks - 1;
+      float* target = maps_.output(lane.image) + first * maps_.output_step() +
+                      row * plane.out_width + lane.column * x.block;
+      whole[l] = inside && !is_cut ? target : nullptr;
+      cut[l] = inside && is_cut ? target : nullptr;
+      any_whole = any_whole || whole[l] != nullptr;
+      any_cut = any_cut || cut[l] != nullptr;
     }
-    for (int64_t line = 0; line < y.block; ++line) {
-      float* whole[kMostLanes];
-      float* last_block[kMostLanes];
-      bool any_last = false;
+    const float* from = sums + line * x.block * lanes;
+    for (int64_t r = first; r < last; ++r, from += layout.sums()) {
+      if (any_whole) layout.family->scatter(from, x.block, whole, lanes);
+      if (any_cut) layout.family->scatter(from, ragged, cut, lanes);
       for (int64_t l = 0; l < lanes; ++l) {
-        const GroupBlocks::Lane& lane = blocks.lanes[l];
-        const bool inside = lane.used && lane.line * y.block + line < plane.out_height;
-        float* target = inside ? corner[l] + line * plane.out_width : nullptr;
-        const bool is_ragged = ragged != x.block && lane.column == x.blocks - 1;
-        whole[l] = is_ragged ? nullptr : target;
-        last_block[l] = is_ragged ? target : nullptr;
-        any_last = any_last || last_block[l] != nullptr;
+        if (whole[l] != nullptr) whole[l] += maps_.output_step();
+        if (cut[l] != nullptr) cut[l] += maps_.output_step();
       }
-      const float* from = sums + line * x.block * lanes;
-      layout.family->scatter(from, x.block, whole, lanes);
-      if (any_last) layout.family->scatter(from, ragged, last_block, lanes);
     }
   }
 }

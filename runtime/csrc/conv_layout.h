@@ -57,7 +57,8 @@ class Maps {
  public:
   virtual ~Maps() = default;
   virtual const float* input(int64_t image, int64_t channel) const = 0;
-  virtual float* output(int64_t image, int64_t row) const = 0;
+  virtual float* output(int64_t image) const = 0;  // of row 0
+  virtual int64_t output_step() const = 0;         // floats from row to row
 };
 
 // The cheapest layout for these weights; fills `patch` unless the convolution is pointwise.
@@ -86,6 +87,9 @@ class PatchSurface final : public Surface {
               const float* sums) const override;
 
  private:
+  struct Blocks;
+  void stage(const Blocks& blocks, int64_t channel, float* staging) const;
+
   const Maps& maps_;
   const PatchLayout& patch_;
 };

@@ -37,7 +37,8 @@ class RowSurface final : public Surface {
         const int64_t row = std::min(m_ - 1, begin + c * lanes + lane);
         source[lane] = a_.data + row * a_.row_stride + first;
       }
-      layout.family->gather(source, last - first, panel + c * lanes, sums);
+      // one line, so nothing is read or written past its end
+      layout.family->gather({source, 0, 1, last - first, panel + c * lanes, 0, sums});
     }
   }
 
@@ -106,7 +107,7 @@ Layout Linear::layout(int64_t m) const {
       candidate.groups = ceil_div(m, candidate.sums());
       candidate.channel_vectors = tile.columns;
       candidate.tap_vectors = {0};
-      const double cycles = estimated_cycles(panel_weights_, candidate);
+      const double cycles = choose_block(panel_weights_, candidate);
       if (cycles < least) {
         least = cycles;
         best = std::move(candidate);
@@ -121,7 +122,7 @@ std::shared_ptr<const PanelProduct> Linear::product(int64_t m, bool rows_are_vec
   return products_.get({m, rows_are_vectors}, [&]() -> std::shared_ptr<const PanelProduct> {
     Layout panels = layout(m);
     const double by_row = static_cast<double>(m * weights_.nnz()) * kernel_set().gemv_cycles;
-    if (rows_are_vectors && by_row <= estimated_cycles(panel_weights_, panels)) return nullptr;
+    if (rows_are_vectors && by_row <= choose_block(panel_weights_, panels)) return nullptr;
     return std::make_shared<const PanelProduct>(panel_weights_, std::move(panels));
   });
 }

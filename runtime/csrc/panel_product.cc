@@ -13,7 +13,7 @@ constexpr int64_t kRowsOfTask = 64;
 constexpr int64_t kManyGroups = 16;  // from here on, groups alone make enough tasks
 
 // cycles; measured on Zen 4 with benchmarks/sparse_runtime.py
-constexpr double kEntryCycles = 1.5, kRowCycles = 8.0, kPackCycles = 4.0, kUnpackCycles = 4.0;
+constexpr double kEntryCycles = 1.5, kRowCycles = 8.0, kPackCycles = 8.0, kUnpackCycles = 8.0;
 constexpr double kMiddleBytesPerCycle = 32.0, kFarBytesPerCycle = 12.0;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -58,22 +58,23 @@ Blocking best_blocking(const PanelWeights& weights, const Layout& layout) {
 
 }  // namespace
 
-double estimated_cycles(const PanelWeights& weights, const Layout& layout) {
+double choose_block(const PanelWeights& weights, Layout& layout) {
+  const Blocking best = best_blocking(weights, layout);
+  layout.block = best.channels;
   const double wide = layout.family->lanes / 8.0;
   const double pack = static_cast<double>(weights.channels * layout.channel_vectors) * wide;
   const double unpack = static_cast<double>(weights.matrix->rows * layout.sums()) / 8.0;
-  return static_cast<double>(layout.groups) * (best_blocking(weights, layout).cycles +
-                                               pack * kPackCycles + unpack * kUnpackCycles);
+  return static_cast<double>(layout.groups) *
+         (best.cycles + pack * kPackCycles + unpack * kUnpackCycles);
 }
 
 PanelProduct::PanelProduct(const PanelWeights& weights, Layout layout)
     : layout_(std::move(layout)),
       rows_(weights.matrix->rows),
       channels_(weights.channels),
-      block_(best_blocking(weights, layout_).channels),
-      blocks_(ceil_div(channels_, block_)),
+      blocks_(ceil_div(channels_, layout_.block)),
       chunk_(ceil_div(rows_, ceil_div(rows_, kRowsOfTask))) {
-  if (block_ * layout_.channel_floats() > int64_t{std::numeric_limits<uint32_t>::max()}) {
+  if (layout_.block * layout_.channel_floats() > int64_t{std::numeric_limits<uint32_t>::max()}) {
     throw Error("dns_onnx: expected the surroundings of a position to fit into memory, got " +
                 std::to_string(layout_.channel_floats()) + " floats a channel; use a dense Conv");
   }
@@ -90,7 +91,7 @@ void PanelProduct::sort_weights(const PanelWeights& weights) {
       for (auto i = static_cast<size_t>(matrix.row_ptr[static_cast<size_t>(r)]);
            i < static_cast<size_t>(matrix.row_ptr[static_cast<size_t>(r) + 1]); ++i) {
         const int64_t channel = first + matrix.columns[i] / weights.taps;
-        act(static_cast<size_t>(channel / block_ * rows_ + r), channel % block_,
+        act(static_cast<size_t>(channel / layout_.block * rows_ + r), channel % layout_.block,
             static_cast<size_t>(matrix.columns[i] % weights.taps), matrix.values[i]);
       }
     }
@@ -178,7 +179,7 @@ void PanelProduct::rows_of_group(int64_t group, int64_t first, int64_t last, con
   job.start = start == nullptr ? nullptr : start + first;
   job.sums = sums;
   for (int64_t b = 0; b < blocks_; ++b) {
-    job.panel = panel + b * block_ * layout_.channel_floats();
+    job.panel = panel + b * layout_.block * layout_.channel_floats();
     job.segments = segments_.data() + b * rows_ + first;
     job.resume = b > 0;
     layout_.tile->run(job);

@@ -26,6 +26,7 @@ struct Layout {
   int64_t pitch = 0;                  // vectors between the tile's lines
   std::vector<uint32_t> tap_vectors;  // where a tap begins, in vectors from the channel's start
   int64_t staging = 0;                // floats that pack() needs for itself
+  int64_t block = 1;                  // channels worked on at a time, to stay in a near cache
 
   int64_t sums() const { return int64_t{tile->lines} * tile->columns * family->lanes; }
   int64_t channel_floats() const { return channel_vectors * family->lanes; }
@@ -54,8 +55,8 @@ struct PanelWeights {
   int64_t first_channel(int64_t row) const { return row / rows_of_a_part * channels_of_a_part; }
 };
 
-// Estimated cycles of one run with this layout, on one thread.
-double estimated_cycles(const PanelWeights& weights, const Layout& layout);
+// Picks layout.block; returns the estimated cycles of one run, on one thread.
+double choose_block(const PanelWeights& weights, Layout& layout);
 
 // A layout with the weights sorted for it; built once for each input shape.
 class PanelProduct {
@@ -76,7 +77,6 @@ class PanelProduct {
 
   Layout layout_;
   int64_t rows_, channels_;
-  int64_t block_;   // channels worked on at a time, so that their panel stays in a near cache
   int64_t blocks_;
   int64_t chunk_;   // rows of one task
   std::vector<Entry> entries_;     // by block, then by row

@@ -34,14 +34,26 @@ struct Tile {
   void (*run)(const TileJob&);
 };
 
+// out[line * out_line + i * out_step + lane] = source[lane][line * source_line + i] for i < count.
+// All steps in floats.  May write up to kGatherSlack - 1 further i after each line but the last.
+struct GatherJob {
+  const float* const* source;  // one for each lane
+  int64_t source_line;
+  int64_t lines;
+  int64_t count;
+  float* out;
+  int64_t out_line;
+  int64_t out_step;
+};
+constexpr int64_t kGatherSlack = 8;
+
 // The tiles over vectors of one width.
 struct Family {
   int lanes;         // floats in a vector
   float fma_cycles;  // of one multiply-add with its load from the first-level cache
   const Tile* tiles;
   size_t tile_count;
-  // out[i * stride + lane] = source[lane][i] for i < count
-  void (*gather)(const float* const* source, int64_t count, float* out, int64_t stride);
+  void (*gather)(const GatherJob&);
   // target[lane][i] = in[i * stride + lane] for i < count and every target that is not null
   void (*scatter)(const float* in, int64_t count, float* const* target, int64_t stride);
 };
