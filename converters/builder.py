@@ -346,13 +346,33 @@ class Builder:
             if value is None:
                 raise ModelError("graph output: expected a name, got an empty one")
             nodes.append(self.tensor(value))
-        self.graph.output(nodes[0] if len(nodes) == 1 else tuple(nodes))
+        self.graph.output(nodes[0] if self._is_one_tensor() else tuple(nodes))
         self.graph.eliminate_dead_code(_is_impure)
+        self._detach_statistics()
         module = ImportedGraph(self.root, self.graph)
         if self.scope is None:
             module.meta["layers"] = with_biases(self.layers, self.proto, self.values)
             module.meta["opaque"] = list(self.opaque)
         return module
+
+
+    def _detach_statistics(self) -> None:
+        """Keep gradients away from statistics whose initializer is a weight elsewhere."""
+        for node in list(self.graph.nodes):
+            if node.target is not torch.batch_norm:
+                continue
+            for held in node.args[3:5]:
+                if self.root.get_submodule(held.target).weight.requires_grad:
+                    with self.graph.inserting_before(node):
+                        fixed = self.graph.call_method("detach", (held,))
+                    node.replace_input_with(held, fixed)
+
+    def _is_one_tensor(self) -> bool:
+        """Whether the graph returns a tensor alone; one sequence is a tuple of one."""
+        outputs = self.proto.output
+        if len(outputs) != 1:
+            return False
+        return outputs[0].type.WhichOneof("value") in (None, "tensor_type")
 
 
 def _is_impure(node: fx.Node) -> bool:

@@ -59,8 +59,9 @@ class ArrayDataset:
         self, specs: Sequence[InputSpec], arrays: Mapping[str, Array], labels: Array | None,
         preprocess: Preprocess, where: str,
     ) -> None:  # fmt: skip
-        missing = [s.name for s in specs if s.name not in arrays]
-        if missing:
+        if len(specs) == len(arrays) == 1:  # one array for one input: the name says nothing more
+            arrays = dict(zip([specs[0].name], arrays.values(), strict=True))
+        if any(s.name not in arrays for s in specs):
             raise DataError(
                 f"{where}: expected arrays named {[s.name for s in specs]}, got {sorted(arrays)}; "
                 "name each array after a model input"

@@ -172,14 +172,14 @@ def layer_results(run: Run) -> list[LayerResult]:
 
 def provenance(config: Config, run: Run, outcome: Outcome, source: str) -> dict[str, str]:
     """What the written file says about how it came about (prefixed `dns_onnx.` on export)."""
-    settings = config.model_dump(mode="json")
+    preprocess = config.preprocess.model_dump(mode="json")
     return {
         "version": version("dns-onnx"),
         "source": Path(source).name,
         "source_sha256": str(run.fingerprint["model"]),
         "recipe": config.name,
-        "config": json.dumps(settings, sort_keys=True),
-        "preprocess": json.dumps(settings["preprocess"], sort_keys=True),
+        "config": json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True),
+        "preprocess": json.dumps(preprocess, sort_keys=True),
         "seed": str(config.seed),
         "iterations": str(outcome.iterations),
         "kept": str(run.surgery.kept()),

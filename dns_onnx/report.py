@@ -109,6 +109,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "metric_source": result.metric_source,
         "layers": [asdict(layer) for layer in result.layers],
         "tensors": [asdict(row) for row in result.export.tensors],
+        "notes": result.export.notes,
         "check": result.check.to_json(),
     }
 
@@ -124,6 +125,7 @@ def to_markdown(result: Result) -> str:
         f"error rates read on {result.metric_source} data.\n\n{where}",
         "## Layers", markdown(layer_table(result)),
         "## File", markdown(tensor_table(result.export.tensors)),
+        *(f"Note: {note}" for note in result.export.notes),
         "## Check", markdown(check_table(result.check)),
         *result.check.words,
         *(f"**Problem:** {p}" for p in result.check.problems),

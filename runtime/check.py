@@ -164,7 +164,7 @@ def compare(
 
 def _output_error(name: str, want: Any, got: Any) -> OutputError:
     if not isinstance(got, np.ndarray) or got.dtype.kind not in "fiub":
-        same = _plain(want) == _plain(got)
+        same = _alike(want, got)
         return OutputError(name, 0.0 if same else float("inf"), 1.0, same)
     want = np.asarray(want)
     if want.shape != got.shape:
@@ -182,15 +182,17 @@ def _output_error(name: str, want: Any, got: Any) -> OutputError:
     return OutputError(name, distance, scale, bool(equal))
 
 
-def _plain(value: Any) -> Any:
-    """Strings, maps and sequences as values that compare; floats to five digits."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+def _alike(want: Any, got: Any) -> bool:
+    """Whether strings, maps and sequences are equal, numbers in them within tolerance."""
+    if isinstance(want, np.ndarray) or isinstance(got, np.ndarray):
+        return _alike(np.asarray(want).tolist(), np.asarray(got).tolist())
+    if isinstance(want, dict) and isinstance(got, dict):
+        return want.keys() == got.keys() and all(_alike(want[k], got[k]) for k in want)
+    if isinstance(want, (list, tuple)) and isinstance(got, (list, tuple)):
+        return len(want) == len(got) and all(map(_alike, want, got))
+    if isinstance(want, float) and isinstance(got, float):
+        return bool(np.isclose(got, want, rtol=RTOL, atol=ATOL, equal_nan=True))
+    return bool(want == got)
 
 
 def _quiet() -> ort.SessionOptions:

@@ -124,7 +124,12 @@ def test_row_counts_must_agree() -> None:
     with pytest.raises(DataError, match="equally many rows"):
         ArrayDataset(VECTOR, {"x": np.zeros((3, 4))}, np.zeros(2, np.int64), AS_IS, "t")
     with pytest.raises(DataError, match="expected arrays named"):
-        ArrayDataset(VECTOR, {"y": np.zeros((3, 4))}, None, AS_IS, "t")
+        ArrayDataset(VECTOR, {"y": np.zeros((3, 4)), "z": np.zeros(3)}, None, AS_IS, "t")
+
+
+def test_one_array_for_one_input_needs_no_name() -> None:
+    data = ArrayDataset(VECTOR, {"images": np.ones((3, 4))}, None, AS_IS, "t")
+    assert list(data.take(np.arange(1)).inputs) == ["x"]
 
 
 # ---------------------------------------------------------------- DATA arguments

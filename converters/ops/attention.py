@@ -124,6 +124,8 @@ def attention(
     keys = repeat_heads(present_key, q.shape[1])
     values = repeat_heads(present_value, q.shape[1])
     root = math.sqrt(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if q.dtype in (torch.float16, torch.bfloat16):
+        root = torch.tensor(root, dtype=q.dtype).item()
     scores = (q * root) @ (keys * root).transpose(-1, -2)
     stages = [scores]
     if softcap > 0:

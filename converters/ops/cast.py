@@ -28,7 +28,8 @@ def to_minifloat(x: Tensor, elem: int) -> Tensor:
     quantum = torch.ldexp(torch.ones_like(x), exponent.clamp(min=smallest) - mantissa)
     rounded = torch.round(x / quantum) * quantum
     rounded = torch.where(x.isinf(), x, rounded)
-    return torch.where(x.isnan(), torch.full_like(x, largest), rounded.clamp(-largest, largest))
+    # these types have no NaN: it becomes zero
+    return torch.where(x.isnan(), torch.zeros_like(x), rounded.clamp(-largest, largest))
 
 
 def to_e8m0(x: Tensor, saturate: int, round_mode: str) -> Tensor:

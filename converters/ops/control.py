@@ -82,7 +82,7 @@ def run_body(body: Body, outside: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _tuple(result: Any, body: Body) -> tuple[Any, ...]:
-    return result if isinstance(result, tuple) else (result,)
+    return result if type(result) is tuple else (result,)
 
 
 def run_if(

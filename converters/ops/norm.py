@@ -22,6 +22,9 @@ def _batch_norm_direct(
         return None
     if attributes.pop("outputs_", 1) > 1:
         return None
+    # torch's function takes no gradient to the statistics: they must be held, not computed
+    if any(v.node.op != "call_module" for v in (mean, var)):
+        return None
     epsilon = attributes.get("epsilon", 1e-5)
     return Call(torch.batch_norm, (x, scale, b, mean, var, False, 0.0, epsilon, True))
 

@@ -219,7 +219,9 @@ def _coordinates(
     if transform == "asymmetric":
         return x / scale
     if transform == "align_corners":
-        return x * (given - 1) / (size - 1) if size > 1 else np.zeros(size)
+        # the specification's own code does not round the resized length down here
+        length = scale * given
+        return x * (given - 1) / (length - 1) if length != 1 else np.zeros(size)
     if transform == "tf_half_pixel_for_nn":
         return (x + 0.5) / scale
     if transform == "tf_crop_and_resize":

@@ -44,7 +44,8 @@ def _pad_direct(
     23,
     24,
     25,
-    static=("pads", "constant_value", "axes"),
+    static=("pads", "axes"),
+    literal=("constant_value",),
     direct=_pad_direct,
 )
 def pad(
@@ -70,7 +71,7 @@ def pad(
         begin[axis], end[axis] = int(amounts[i]), int(amounts[i + half])
     if mode == "constant":
         fill = value if constant_value is None else scalar(constant_value)
-        return in_int64(F.pad, data, pad=torch_pads(begin, end), value=fill)  # type: ignore[no-any-return]
+        return _filled(data, torch_pads(begin, end), fill)
     for axis in range(data.dim()):
         if begin[axis] or end[axis]:
             places = torch.arange(
@@ -79,6 +80,16 @@ def pad(
             index = _inside(places, data.shape[axis], mode)
             data = in_bits(lambda x, a=axis, i=index: x.index_select(a, i), data)  # type: ignore[misc]
     return data
+
+
+def _filled(data: Tensor, amounts: list[int], fill: Any) -> Tensor:
+    """Padding with a number, or with a tensor that a gradient should reach."""
+    if not isinstance(fill, Tensor):
+        return in_int64(F.pad, data, pad=amounts, value=fill)  # type: ignore[no-any-return]
+    if not fill.requires_grad:
+        return in_int64(F.pad, data, pad=amounts, value=fill.item())  # type: ignore[no-any-return]
+    edge = F.pad(torch.zeros_like(data), amounts, value=1.0)
+    return F.pad(data, amounts) + edge * fill.reshape(()).to(data.dtype)
 
 
 def _inside(places: Tensor, size: int, mode: str) -> Tensor:

@@ -75,12 +75,20 @@ def grid_sample(
     """
     rank = x.dim() - 2
     kind = _TORCH_MODE.get(mode, "cubic")
-    if kind == "bilinear" and rank in (2, 3):
+    if kind != "cubic" and rank in (2, 3):
         return F.grid_sample(x, grid, kind, padding_mode, bool(align_corners))
     places = [
         _unnormalised(grid[..., rank - 1 - axis], x.shape[2 + axis], align_corners)
         for axis in range(rank)
     ]
+    return _sampled(x, places, kind, padding_mode, align_corners)
+
+
+def _sampled(
+    x: Tensor, places: list[Tensor], kind: str, padding_mode: str, align_corners: int
+) -> Tensor:
+    """[N, C, d1, ..., dn] read at real places (one [N, ...] an axis): [N, C, ...]."""
+    rank = len(places)
     if kind == "nearest":
         return _picked(x, [torch.round(p) for p in places], padding_mode, align_corners)
     if padding_mode == "border" and kind == "bilinear":
@@ -295,7 +303,8 @@ def deform_conv(
     x_at = moved[:, :, :, :, 1] + base[1].reshape(1, 1, 1, kw, 1, ow)
     source = x.reshape(n * offset_group, c // offset_group, *x.shape[2:])
     flat = (n * offset_group, kh * kw * oh, ow)
-    taps = _zero_padded_read(source, y.reshape(flat), x_at.reshape(flat))
+    places = [y.reshape(flat), x_at.reshape(flat)]
+    taps = _sampled(source, places, "bilinear", "zeros", 0)
     taps = taps.reshape(n, offset_group, c // offset_group, kh * kw, oh, ow)
     if mask is not None:
         taps = taps * mask.reshape(n, offset_group, 1, kh * kw, oh, ow)
@@ -303,13 +312,6 @@ def deform_conv(
     result = torch.einsum("gmk,ngkp->ngmp", w.reshape(group, w.shape[0] // group, -1), columns)
     result = result.reshape(n, w.shape[0], oh, ow)
     return result if b is None else result + b.reshape(1, -1, 1, 1)
-
-
-def _zero_padded_read(x: Tensor, y: Tensor, x_at: Tensor) -> Tensor:
-    """[N, C, H, W] at real places [N, P, Q], linear, with zeros all around: [N, C, P, Q]."""
-    height, width = x.shape[2:]
-    grid = torch.stack([(2 * x_at + 1) / width - 1, (2 * y + 1) / height - 1], -1)
-    return F.grid_sample(x, grid, "bilinear", "zeros", False)
 
 
 @op(

@@ -114,6 +114,8 @@ def print_result(result: Result) -> None:
     """The tables and sentences of a finished run."""
     show("Layers under surgery", report.layer_table(result))
     show("Weights in the file", report.tensor_table(result.export.tensors))
+    for note in result.export.notes:
+        out.print(f"Note: {note}", markup=False)
     show(f"Check in ONNX Runtime ({result.metric_source} data)", report.check_table(result.check))
     for sentence in result.check.words:
         out.print(sentence, markup=False)

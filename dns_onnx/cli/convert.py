@@ -25,6 +25,8 @@ def command(
     """Write MODEL with its sparse weights in another format; every value stays bit for bit."""
     export = convert(model, format.value, out_file)
     show("Weights in the file", report.tensor_table(export.tensors))
+    for note in export.notes:
+        out.print(f"Note: {note}", markup=False)
     out.print(
         f"Written: {out_file} ({file_bytes(out_file):,} bytes; {model}: {file_bytes(model):,})",
         markup=False,

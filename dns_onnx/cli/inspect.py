@@ -63,12 +63,12 @@ def inspect_model(path: Path) -> dict[str, Any]:
     rows = []
     for layer in layers(graph):
         size = prod(layer.shape)
+        # a quantized weight has no float holder: its zeros are not counted
+        zeros = 1 - nonzero[layer.weight] / max(size, 1) if layer.weight in nonzero else None
         if layer.bias in weights:
             size += weights[layer.bias].weight.numel()
-        zeros = 1 - nonzero[layer.weight] / max(prod(layer.shape), 1)
-        rows.append(
-            {**asdict(layer), "parameters": size, "share": size / max(total, 1), "sparsity": zeros}
-        )
+        share = size / total if layer.weight in weights else None
+        rows.append({**asdict(layer), "parameters": size, "share": share, "sparsity": zeros})
     return {
         "file": str(path), "bytes": file_bytes(path), "parameters": total,
         "nonzero": sum(nonzero.values()), "nodes": len(model.graph.node),

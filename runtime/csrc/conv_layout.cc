@@ -33,18 +33,27 @@ PatchLayout make_patch(const PlaneShape& plane, const Tile& tile, int64_t lanes)
   patch.plane = plane;
   patch.axis[0] = make_axis(plane, 0, tile.lines);
   patch.axis[1] = make_axis(plane, 1, tile.columns);
-  const Axis &y = patch.axis[0], &x = patch.axis[1];
+  const Axis& x = patch.axis[1];
   const int64_t blocks = patch.blocks_of_image();
   // small images share a group; a large one would have to be staged whole for it
-  const bool shared = blocks < kOwnGroups * lanes;
-  patch.lanes_of_image = shared ? blocks : round_up(blocks, lanes);
-  patch.images_of_group = shared ? std::min(plane.images, (lanes - 2) / blocks + 2) : 1;
-  const int64_t block_lines =
-      patch.images_of_group > 1 ? y.blocks : std::min(y.blocks, (lanes - 2) / x.blocks + 2);
-  patch.lines_of_image = (block_lines - 1) * y.block + y.reach;
+  patch.lanes_of_image = blocks < kOwnGroups * lanes ? blocks : round_up(blocks, lanes);
   patch.column_floats = (x.blocks - 1) * x.block + x.reach + kGatherSlack;
   patch.line_floats = patch.column_floats * static_cast<int64_t>(x.phases.size());
   return patch;
+}
+
+// Floats to stage for one PackJob: a single group's, or all images where groups are few.
+int64_t staging_floats(const PatchLayout& patch, int64_t groups, int64_t lanes) {
+  const Axis &y = patch.axis[0], &x = patch.axis[1];
+  const bool own = patch.lanes_of_image != patch.blocks_of_image();
+  int64_t images = own ? 1 : std::min(patch.plane.images, (lanes - 2) / patch.lanes_of_image + 2);
+  int64_t lines = images > 1 ? y.blocks : std::min(y.blocks, (lanes - 2) / x.blocks + 2);
+  if (groups < kManyGroups) {
+    images = patch.plane.images;
+    lines = y.blocks;
+  }
+  return images * static_cast<int64_t>(y.phases.size()) *
+         ((lines - 1) * y.block + y.reach) * patch.line_floats;
 }
 
 Layout patch_layout(const PatchLayout& patch, const Family& family, const Tile& tile) {
@@ -64,8 +73,7 @@ Layout patch_layout(const PatchLayout& patch, const Family& family, const Tile& 
           (phase * y.reach + y.tap_shift[ky]) * x.reach + x.tap_shift[kx]));
     }
   }
-  layout.staging = patch.images_of_group * patch.lines_of_image *
-                   static_cast<int64_t>(y.phases.size()) * patch.line_floats;
+  layout.staging = staging_floats(patch, layout.groups, family.lanes);
   return layout;
 }
 
@@ -112,19 +120,22 @@ Layout choose_layout(const PanelWeights& weights, const PlaneShape& plane, Patch
   return best;
 }
 
-void FlatSurface::pack(const Layout& layout, int64_t group, int64_t first, int64_t last,
-                       float* panel, float*) const {
-  const int64_t begin = group * layout.sums();
-  for (int64_t c = first; c < last; ++c) {
-    float* end = panel + layout.sums();
-    int64_t image = begin / size_, at = begin % size_;
-    for (; panel != end && image < images_; ++image, at = 0) {
-      const int64_t count = std::min(size_ - at, static_cast<int64_t>(end - panel));
-      const float* map = maps_.input(image, c);
-      panel = map == nullptr ? std::fill_n(panel, count, 0.0F) : std::copy_n(map + at, count, panel);
+void FlatSurface::pack(const Layout& layout, const PackJob& job) const {
+  for (int64_t group = job.first_group; group < job.last_group; ++group) {
+    float* panel = job.panel + (group - job.first_group) * job.panel_floats;
+    const int64_t begin = group * layout.sums();
+    for (int64_t c = job.first; c < job.last; ++c) {
+      float* end = panel + layout.sums();
+      int64_t image = begin / size_, at = begin % size_;
+      for (; panel != end && image < images_; ++image, at = 0) {
+        const int64_t count = std::min(size_ - at, static_cast<int64_t>(end - panel));
+        const float* map = maps_.input(image, c);
+        panel =
+            map == nullptr ? std::fill_n(panel, count, 0.0F) : std::copy_n(map + at, count, panel);
+      }
+      std::fill(panel, end, 0.0F);
+      panel = end;
     }
-    std::fill(panel, end, 0.0F);
-    panel = end;
   }
 }
 
@@ -141,65 +152,78 @@ void FlatSurface::unpack(const Layout& layout, int64_t group, int64_t first, int
   }
 }
 
-// The blocks of one group: where each lane's block lies, and the stretch of maps to stage.
-struct PatchSurface::Blocks {
-  struct Lane {
-    int64_t image, line, column;  // block indices
-    bool used;
-  };
-  Lane lanes[kMostLanes];
-  int64_t first_image, first_line, first_column;  // block indices where staging begins
-  int64_t images;
-  int64_t lines, columns;  // staged, in each phase
-
-  Blocks(const PatchLayout& patch, int64_t group, int64_t lane_count) {
-    const Axis &y = patch.axis[0], &x = patch.axis[1];
-    for (int64_t l = 0; l < lane_count; ++l) {
-      const int64_t index = group * lane_count + l;
-      const int64_t image = std::min(index / patch.lanes_of_image, patch.plane.images - 1);
-      const int64_t block = index - image * patch.lanes_of_image;
-      // a lane too many repeats the last block
-      const int64_t b = std::min(block, patch.blocks_of_image() - 1);
-      lanes[l] = {image, b / x.blocks, b % x.blocks, block == b};
-    }
-    const Lane &a = lanes[0], &z = lanes[lane_count - 1];
-    first_image = a.image;
-    images = z.image - a.image + 1;
-    const bool one_image = images == 1, one_line = one_image && a.line == z.line;
-    first_line = one_image ? a.line : 0;
-    first_column = one_line ? a.column : 0;
-    lines = ((one_image ? z.line - a.line : y.blocks - 1)) * y.block + y.reach;
-    columns = ((one_line ? z.column - a.column : x.blocks - 1)) * x.block + x.reach;
-  }
+// One lane's block.
+struct PatchSurface::Lane {
+  int64_t image, line, column;  // the last two count blocks
+  bool used;
 };
 
-// Copies one channel's lines, stretched to phases.  Staging holds zeros wherever no map lies, so
+// The stretch of maps that some lanes read.
+struct PatchSurface::Region {
+  int64_t image, line, column;  // where it begins; the last two count blocks
+  int64_t images;
+  int64_t lines, columns;  // staged, in each phase
+};
+
+PatchSurface::Lane PatchSurface::lane(int64_t index) const {
+  const int64_t image = std::min(index / patch_.lanes_of_image, patch_.plane.images - 1);
+  const int64_t block = index - image * patch_.lanes_of_image;
+  const int64_t known = std::min(block, patch_.blocks_of_image() - 1);
+  // a lane too many repeats the last block
+  return {image, known / patch_.axis[1].blocks, known % patch_.axis[1].blocks, block == known};
+}
+
+PatchSurface::Region PatchSurface::region(const Lane& first, const Lane& last) const {
+  const Axis &y = patch_.axis[0], &x = patch_.axis[1];
+  const bool one_image = first.image == last.image;
+  const bool one_line = one_image && first.line == last.line;
+  Region region{first.image, one_image ? first.line : 0, one_line ? first.column : 0,
+                last.image - first.image + 1, 0, 0};
+  const int64_t last_line = one_image ? last.line : y.blocks - 1;
+  const int64_t last_column = one_line ? last.column : x.blocks - 1;
+  region.lines = (last_line - region.line) * y.block + y.reach;
+  region.columns = (last_column - region.column) * x.block + x.reach;
+  return region;
+}
+
+namespace {
+
+// out[k] = from[k * stride] for first <= k < end; a constant stride is what compilers vectorize
+void copy_strided(const float* from, int64_t stride, int64_t first, int64_t end, float* out) {
+  if (first >= end) return;
+  if (stride == 1) {
+    std::copy(from + first, from + end, out + first);
+  } else if (stride == 2) {
+    for (int64_t k = first; k < end; ++k) out[k] = from[k * 2];
+  } else {
+    for (int64_t k = first; k < end; ++k) out[k] = from[k * stride];
+  }
+}
+
+}  // namespace
+
+// Copies one channel's lines, split into phases.  Staging holds zeros wherever no map lies, so
 // that padding costs nothing here.
-void PatchSurface::stage(const Blocks& blocks, int64_t channel, float* staging) const {
+void PatchSurface::stage(const Region& region, int64_t channel, float* staging) const {
   const Axis &y = patch_.axis[0], &x = patch_.axis[1];
   const PlaneShape& plane = patch_.plane;
+  const int64_t stride = plane.stride[1];
   float* out = staging;
-  for (int64_t i = 0; i < blocks.images; ++i) {
-    const float* map = maps_.input(blocks.first_image + i, channel);
+  for (int64_t i = 0; i < region.images; ++i) {
+    const float* map = maps_.input(region.image + i, channel);
     for (const int64_t y_phase : y.phases) {
-      int64_t row = blocks.first_line * y.block * plane.stride[0] + y_phase - plane.pad[0];
-      for (int64_t line = 0; line < blocks.lines; ++line, row += plane.stride[0]) {
+      int64_t row = region.line * y.block * plane.stride[0] + y_phase - plane.pad[0];
+      for (int64_t line = 0; line < region.lines; ++line, row += plane.stride[0]) {
+        const bool inside = map != nullptr && row >= 0 && row < plane.height;
         for (const int64_t x_phase : x.phases) {
-          if (map != nullptr && row >= 0 && row < plane.height) {
-            const int64_t stride = plane.stride[1];
-            const int64_t column =
-                blocks.first_column * x.block * stride + x_phase - plane.pad[1];
-            const int64_t first = column >= 0 ? 0 : ceil_div(-column, stride);
-            const int64_t end = std::min(
-                blocks.columns, column >= plane.width ? 0 : ceil_div(plane.width - column, stride));
-            const float* from = map + row * plane.width + column;
-            if (stride == 1 && first < end) {
-              std::copy(from + first, from + end, out + first);
-            } else {
-              for (int64_t k = first; k < end; ++k) out[k] = from[k * stride];
-            }
-          } else if (map == nullptr) {
-            std::fill(out, out + blocks.columns, 0.0F);
+          const int64_t column = region.column * x.block * stride + x_phase - plane.pad[1];
+          const int64_t first = column >= 0 ? 0 : (stride - 1 - column) / stride;
+          const int64_t held = std::max<int64_t>(0, plane.width - column + stride - 1) / stride;
+          if (inside) {
+            copy_strided(map + row * plane.width + column, stride, first,
+                         std::min(region.columns, held), out);
+          } else if (map == nullptr) {  // another channel may have left its map here
+            std::fill(out, out + region.columns, 0.0F);
           }
           out += patch_.column_floats;
         }
@@ -208,35 +232,37 @@ void PatchSurface::stage(const Blocks& blocks, int64_t channel, float* staging) 
   }
 }
 
-void PatchSurface::pack(const Layout& layout, int64_t group, int64_t first, int64_t last,
-                        float* panel, float* staging) const {
+void PatchSurface::pack(const Layout& layout, const PackJob& job) const {
   const Axis &y = patch_.axis[0], &x = patch_.axis[1];
   const int64_t lanes = layout.family->lanes;
-  const Blocks blocks(patch_, group, lanes);
+  const Region staged = region(lane(job.first_group * lanes), lane(job.last_group * lanes - 1));
   const auto y_phases = static_cast<int64_t>(y.phases.size());
   const auto x_phases = static_cast<int64_t>(x.phases.size());
-  const int64_t phase_floats = blocks.lines * patch_.line_floats;
+  const int64_t phase_floats = staged.lines * patch_.line_floats;
+  const int64_t plane_floats = y.reach * x.reach * lanes;
 
-  float* corner[kMostLanes];  // where each lane's block begins in the staged lines
-  for (int64_t l = 0; l < lanes; ++l) {
-    const Blocks::Lane& lane = blocks.lanes[l];
-    corner[l] = staging + (lane.image - blocks.first_image) * y_phases * phase_floats +
-                (lane.line - blocks.first_line) * y.block * patch_.line_floats +
-                (lane.column - blocks.first_column) * x.block;
-  }
-  std::fill(staging, staging + layout.staging, 0.0F);
-  for (int64_t c = first; c < last; ++c, panel += layout.channel_floats()) {
-    stage(blocks, c, staging);
-    for (int64_t q = 0; q < y_phases; ++q) {
-      for (int64_t p = 0; p < x_phases; ++p) {
-        const float* source[kMostLanes];
-        for (int64_t l = 0; l < lanes; ++l) {
-          source[l] = corner[l] + q * phase_floats + p * patch_.column_floats;
+  std::fill(job.staging, job.staging + layout.staging, 0.0F);
+  for (int64_t c = job.first; c < job.last; ++c) {
+    stage(staged, c, job.staging);
+    for (int64_t group = job.first_group; group < job.last_group; ++group) {
+      float* out = job.panel + (group - job.first_group) * job.panel_floats +
+                   (c - job.first) * layout.channel_floats();
+      const float* corner[kMostLanes];  // where each lane's block begins in the staged lines
+      for (int64_t l = 0; l < lanes; ++l) {
+        const Lane block = lane(group * lanes + l);
+        corner[l] = job.staging + (block.image - staged.image) * y_phases * phase_floats +
+                    (block.line - staged.line) * y.block * patch_.line_floats +
+                    (block.column - staged.column) * x.block;
+      }
+      for (int64_t q = 0; q < y_phases; ++q) {
+        for (int64_t p = 0; p < x_phases; ++p, out += plane_floats) {
+          const float* source[kMostLanes];
+          for (int64_t l = 0; l < lanes; ++l) {
+            source[l] = corner[l] + q * phase_floats + p * patch_.column_floats;
+          }
+          layout.family->gather(
+              {source, patch_.line_floats, y.reach, x.reach, out, x.reach * lanes, lanes});
         }
-        const int64_t line = x.reach * lanes;
-        float* out = panel + (q * x_phases + p) * y.reach * line;
-        layout.family->gather(
-            {source, patch_.line_floats, y.reach, x.reach, out, line, lanes});
       }
     }
   }
@@ -247,19 +273,18 @@ void PatchSurface::unpack(const Layout& layout, int64_t group, int64_t first, in
   const Axis &y = patch_.axis[0], &x = patch_.axis[1];
   const PlaneShape& plane = patch_.plane;
   const int64_t lanes = layout.family->lanes;
-  const Blocks blocks(patch_, group, lanes);
   const int64_t ragged = plane.out_width - (x.blocks - 1) * x.block;  // columns of the last block
   for (int64_t line = 0; line < y.block; ++line) {
     float* whole[kMostLanes];
     float* cut[kMostLanes];  // of blocks that reach past the map's right edge
     bool any_whole = false, any_cut = false;
     for (int64_t l = 0; l < lanes; ++l) {
-      const Blocks::Lane& lane = blocks.lanes[l];
-      const int64_t row = lane.line * y.block + line;
-      const bool inside = lane.used && row < plane.out_height;
-      const bool is_cut = ragged != x.block && lane.column == x.blocks - 1;
-      float* target = maps_.output(lane.image) + first * maps_.output_step() +
-                      row * plane.out_width + lane.column * x.block;
+      const Lane block = lane(group * lanes + l);
+      const int64_t row = block.line * y.block + line;
+      const bool inside = block.used && row < plane.out_height;
+      const bool is_cut = ragged != x.block && block.column == x.blocks - 1;
+      float* target = maps_.output(block.image) + first * maps_.output_step() +
+                      row * plane.out_width + block.column * x.block;
       whole[l] = inside && !is_cut ? target : nullptr;
       cut[l] = inside && is_cut ? target : nullptr;
       any_whole = any_whole || whole[l] != nullptr;

@@ -42,10 +42,8 @@ struct Axis {
 struct PatchLayout {
   PlaneShape plane;
   Axis axis[2];
-  int64_t images_of_group = 1;   // that one group's blocks can touch
-  int64_t lines_of_image = 1;    // staged lines, in each phase
-  int64_t line_floats = 1;       // of a staged line, all phases
   int64_t column_floats = 1;     // of a staged line, one phase
+  int64_t line_floats = 1;       // of a staged line, all phases
 
   int64_t lanes_of_image = 1;    // its blocks, and what fills the last group of a large image
 
@@ -68,8 +66,7 @@ class FlatSurface final : public Surface {
  public:
   FlatSurface(const Maps& maps, int64_t images, int64_t size)
       : maps_(maps), images_(images), size_(size) {}
-  void pack(const Layout& layout, int64_t group, int64_t first, int64_t last, float* panel,
-            float* staging) const override;
+  void pack(const Layout& layout, const PackJob& job) const override;
   void unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
               const float* sums) const override;
 
@@ -81,14 +78,16 @@ class FlatSurface final : public Surface {
 class PatchSurface final : public Surface {
  public:
   PatchSurface(const Maps& maps, const PatchLayout& patch) : maps_(maps), patch_(patch) {}
-  void pack(const Layout& layout, int64_t group, int64_t first, int64_t last, float* panel,
-            float* staging) const override;
+  void pack(const Layout& layout, const PackJob& job) const override;
   void unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
               const float* sums) const override;
 
  private:
-  struct Blocks;
-  void stage(const Blocks& blocks, int64_t channel, float* staging) const;
+  struct Lane;
+  struct Region;
+  Lane lane(int64_t index) const;
+  Region region(const Lane& first, const Lane& last) const;
+  void stage(const Region& region, int64_t channel, float* staging) const;
 
   const Maps& maps_;
   const PatchLayout& patch_;

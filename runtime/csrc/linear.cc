@@ -18,27 +18,14 @@ class RowSurface final : public Surface {
  public:
   RowSurface(Strided a, int64_t m, int64_t n, float* y) : a_(a), m_(m), n_(n), y_(y) {}
 
-  void pack(const Layout& layout, int64_t group, int64_t first, int64_t last, float* panel,
-            float*) const override {
-    const int64_t sums = layout.sums(), begin = group * sums;
-    const int lanes = layout.family->lanes;
-    if (a_.column_stride != 1) {  // A is transposed: its positions lie side by side already
-      const int64_t held = std::min(sums, m_ - begin);
-      for (int64_t k = first; k < last; ++k, panel += sums) {
-        const float* from = a_.data + k * a_.column_stride + begin * a_.row_stride;
-        std::copy(from, from + held, panel);
-        std::fill(panel + held, panel + sums, 0.0F);
+  void pack(const Layout& layout, const PackJob& job) const override {
+    for (int64_t group = job.first_group; group < job.last_group; ++group) {
+      float* panel = job.panel + (group - job.first_group) * job.panel_floats;
+      if (a_.column_stride == 1) {
+        pack_rows(layout, group, job, panel);
+      } else {
+        pack_columns(layout, group, job, panel);
       }
-      return;
-    }
-    for (int c = 0; c < layout.tile->columns; ++c) {
-      const float* source[kMostLanes];
-      for (int lane = 0; lane < lanes; ++lane) {  // lanes past the end repeat the last row
-        const int64_t row = std::min(m_ - 1, begin + c * lanes + lane);
-        source[lane] = a_.data + row * a_.row_stride + first;
-      }
-      // one line, so nothing is read or written past its end
-      layout.family->gather({source, 0, 1, last - first, panel + c * lanes, 0, sums});
     }
   }
 
@@ -56,6 +43,31 @@ class RowSurface final : public Surface {
   }
 
  private:
+  // A is transposed: the positions lie side by side already.
+  void pack_columns(const Layout& layout, int64_t group, const PackJob& job, float* panel) const {
+    const int64_t sums = layout.sums(), begin = group * sums;
+    const int64_t held = std::min(sums, m_ - begin);
+    for (int64_t k = job.first; k < job.last; ++k, panel += sums) {
+      const float* from = a_.data + k * a_.column_stride + begin * a_.row_stride;
+      std::copy(from, from + held, panel);
+      std::fill(panel + held, panel + sums, 0.0F);
+    }
+  }
+
+  void pack_rows(const Layout& layout, int64_t group, const PackJob& job, float* panel) const {
+    const int lanes = layout.family->lanes;
+    for (int c = 0; c < layout.tile->columns; ++c) {
+      const float* source[kMostLanes];
+      for (int lane = 0; lane < lanes; ++lane) {  // lanes past the end repeat the last row
+        const int64_t row = std::min(m_ - 1, group * layout.sums() + c * lanes + lane);
+        source[lane] = a_.data + row * a_.row_stride + job.first;
+      }
+      // one line, so nothing is read or written past its end
+      layout.family->gather(
+          {source, 0, 1, job.last - job.first, panel + c * lanes, 0, layout.sums()});
+    }
+  }
+
   Strided a_;
   int64_t m_, n_;
   float* y_;

@@ -7,10 +7,10 @@
 namespace dns_onnx {
 namespace {
 
-constexpr int64_t kNearBytes = 24 << 10;     // of a first-level cache, beside sums and weights
+constexpr int64_t kNearBytes = 30 << 10;     // of a first-level cache, beside sums and weights
 constexpr int64_t kMiddleBytes = 512 << 10;  // of a second-level cache
 constexpr int64_t kRowsOfTask = 64;
-constexpr int64_t kManyGroups = 16;  // from here on, groups alone make enough tasks
+constexpr int64_t kPackTasks = 16;
 
 // cycles; measured on Zen 4 with benchmarks/sparse_runtime.py
 constexpr double kEntryCycles = 1.5, kRowCycles = 8.0, kPackCycles = 8.0, kUnpackCycles = 8.0;
@@ -121,22 +121,19 @@ void PanelProduct::run(Parallel& parallel, const Surface& surface, const float* 
   } else {
     const Scratch::Lease panels(scratch, panel_floats() * static_cast<size_t>(layout_.groups));
     if (panels.data() == nullptr) throw Error("dns_onnx: out of memory; use a smaller batch");
-    const int64_t step = std::max<int64_t>(1, ceil_div(channels_, 16));
-    const int64_t steps = ceil_div(channels_, step);
+    const int64_t step = ceil_div(channels_, kPackTasks);
     auto pack = [&](size_t index) {
-      const int64_t group = static_cast<int64_t>(index) / steps;
-      const int64_t first = static_cast<int64_t>(index) % steps * step;
+      const int64_t first = static_cast<int64_t>(index) * step;
       const Scratch::Lease staging(scratch, static_cast<size_t>(layout_.staging));
-      if (staging.data() == nullptr && layout_.staging != 0) {
+      if (staging.data() == nullptr) {
         failed = true;
         return;
       }
-      surface.pack(layout_, group, first, std::min(channels_, first + step),
-                   panels.data() + static_cast<size_t>(group) * panel_floats() +
-                       first * layout_.channel_floats(),
-                   staging.data());
+      surface.pack(layout_, {0, layout_.groups, first, std::min(channels_, first + step),
+                             panels.data() + first * layout_.channel_floats(),
+                             static_cast<int64_t>(panel_floats()), staging.data()});
     };
-    parallel.run(static_cast<size_t>(layout_.groups * steps), pack);
+    parallel.run(static_cast<size_t>(ceil_div(channels_, step)), pack);
     const int64_t chunks = ceil_div(rows_, chunk_);
     auto multiply = [&](size_t index) {
       const int64_t group = static_cast<int64_t>(index) / chunks;
@@ -162,7 +159,7 @@ bool PanelProduct::group_at_once(int64_t group, const Surface& surface, const fl
   const Scratch::Lease rest(
       scratch, static_cast<size_t>(std::max(layout_.staging, chunk_ * layout_.sums())));
   if (panel.data() == nullptr || rest.data() == nullptr) return false;
-  surface.pack(layout_, group, 0, channels_, panel.data(), rest.data());
+  surface.pack(layout_, {group, group + 1, 0, channels_, panel.data(), 0, rest.data()});
   for (int64_t first = 0; first < rows_; first += chunk_) {
     rows_of_group(group, first, std::min(rows_, first + chunk_), panel.data(), rest.data(), surface,
                   start);

@@ -32,13 +32,24 @@ struct Layout {
   int64_t channel_floats() const { return channel_vectors * family->lanes; }
 };
 
+// Groups first_group..last_group, channels first..last.
+struct PackJob {
+  int64_t first_group, last_group;
+  int64_t first, last;
+  float* panel;          // where channel `first` of the first group begins
+  int64_t panel_floats;  // from group to group
+  float* staging;        // Layout::staging floats to work in
+};
+
+// From so many groups on, each is packed and used by one task; fewer are packed first, all together.
+constexpr int64_t kManyGroups = 16;
+
 // Where a run's panels come from and where its sums go.
 class Surface {
  public:
   virtual ~Surface() = default;
-  // Writes channels first..last of a group; `panel` is where channel `first` begins.
-  virtual void pack(const Layout& layout, int64_t group, int64_t first, int64_t last, float* panel,
-                    float* staging) const = 0;
+  // Writes the panels of the groups and channels that the job names.
+  virtual void pack(const Layout& layout, const PackJob& job) const = 0;
   // Takes the sums of rows first..last of a group.
   virtual void unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
                       const float* sums) const = 0;

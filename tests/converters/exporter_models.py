@@ -37,12 +37,13 @@ def build(
     tensors = [numpy_helper.from_array(np.asarray(a), name) for name, a in weights.items()]
     if ir_version < 4:
         infos += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors]
-    result = helper.make_empty_tensor_value_info(output)
-    result.type.tensor_type.elem_type = element
+    result = helper.make_tensor_value_info(output, element, None)
     graph = helper.make_graph(list(nodes), "test", infos, [result], tensors)
     model: ModelProto = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version
     )
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    model.graph.output[0].CopyFrom(inferred.graph.output[0])
     onnx.checker.check_model(model)
     return model
 
