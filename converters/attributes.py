@@ -21,7 +21,8 @@ def constant_tensor(node: NodeProto) -> TensorProto | None:
     """The TensorProto of a Constant node, if it holds its value in one."""
     for attribute in node.attribute:
         if attribute.name == "value":
-            return attribute.t
+            held: TensorProto = attribute.t
+            return held
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,7 +81,8 @@ class Builder:
             self.values[tensor.name] = self._held(tensor.name, tensor)
         for sparse in self.proto.sparse_initializer:
             name, dense = sparse.values.name, to_torch(sparse_to_dense(sparse))
-            self.values[name] = self._held_value(name, sparse.values.data_type, lambda: dense)
+            elem = sparse.values.data_type
+            self.values[name] = self._held_value(name, elem, partial(_same, dense))
         for info in self.proto.input:
             if info.name not in self.values:
                 self.add_input(info.name, *element_and_shape(info.type))
@@ -252,7 +254,7 @@ class Builder:
                 results.extend(self._evaluate(entry, version, node, operands, attrs))
             return results[index]
 
-        def emit(use: str, value: Value) -> fx.Node:
+        def emit(value: Value, use: str) -> fx.Node:
             if value.node is None:
                 emit_node(self, entry, version, node, operands, attrs, use)
             elif use == "train":
@@ -265,18 +267,16 @@ class Builder:
         source = self._trained_source(entry, operands)
         for index, name in enumerate(node.output):
             elem, shape = self.types.get(name, (0, None))
-            value = Value(name, elem, shape, constant=lambda i=index: compute(i))
+            value = Value(name, elem, shape, constant=partial(compute, index))
             if entry.layout or entry.name in _CARRIES:
                 value.weight = operands[0].weight if operands and operands[0] is not None else ""
             if source is not None and (elem or TensorProto.FLOAT) in TRAINABLE:
                 value.trainable, value.scalar_weight = True, source.scalar_weight
-                value.emit = lambda use, v=value: emit(use, v)
+                value.emit = partial(emit, value)
             if name:
                 self.values[name] = value
 
-    def _trained_source(
-        self, entry: Operator, operands: Sequence[Value | None]
-    ) -> Value | None:
+    def _trained_source(self, entry: Operator, operands: Sequence[Value | None]) -> Value | None:
         """The operand that makes a folded node's outputs trainable.
 
         Scalars do not: a chain of them (positions, scale factors) is a constant of the
@@ -326,8 +326,10 @@ class Builder:
         """The body `name` of a node as shape inference left it."""
         for candidate in self.typed.node:
             if candidate.output[:1] == node.output[:1]:
-                return next(a.g for a in candidate.attribute if a.name == name)
-        return next(a.g for a in node.attribute if a.name == name)
+                node = candidate
+                break
+        body: GraphProto = next(a.g for a in node.attribute if a.name == name)
+        return body
 
     def note_layer(
         self, entry: Operator, label: str, proto: NodeProto, operands: Sequence[Value | None]
@@ -355,7 +357,6 @@ class Builder:
             module.meta["opaque"] = list(self.opaque)
         return module
 
-
     def _detach_statistics(self) -> None:
         """Keep gradients away from statistics whose initializer is a weight elsewhere."""
         for node in list(self.graph.nodes):
@@ -373,6 +374,10 @@ class Builder:
         if len(outputs) != 1:
             return False
         return outputs[0].type.WhichOneof("value") in (None, "tensor_type")
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _is_impure(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto, numpy_helper
 
@@ -20,15 +21,15 @@ from dns_onnx.converters.encodings.files import write_model
 from dns_onnx.converters.encodings.functions import default_opset
 from dns_onnx.converters.encodings.lift import lift, needs_lift
 from dns_onnx.converters.encodings.matrix import Array, is_kept
-from dns_onnx.converters.encodings.parts import part
+from dns_onnx.converters.encodings.parts import make_tensor
 from dns_onnx.converters.encodings.sites import Site, find_sites
+from dns_onnx.converters.encodings.values import CODES
 from dns_onnx.converters.reader import inline_functions, read_model
 from dns_onnx.converters.shrink import ShrinkRow
 from dns_onnx.converters.shrink import drop_dead as shrink
 from dns_onnx.errors import ExportError
 
 PREFIX = "dns_onnx."
-VALUES = ("float32",)
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,12 @@ def _export(
 ) -> Export:
     """Shrink, lift, encode, stamp and write, in this order."""
     _expect(format, FORMATS, "format")
-    _expect(values, VALUES, "values")
+    _expect(values, CODES if format in ("csr", "portable") else CODES[:1], "values")
     dropped: list[ShrinkRow] = []
     if drop:
         model, dropped = shrink(model)
-    model, plan, note = _planned(model, chosen, format, min_sparsity, wants_kernel)
+    options = {"values": values, "min_sparsity": min_sparsity, "wants_kernel": wants_kernel}
+    model, plan, note = _planned(model, chosen, format, options)
     plan.write()
     _stamp(model, plan, metadata)
     files = write_model(model, path) if path is not None else []
@@ -127,28 +129,27 @@ def _planned(
     model: ModelProto,
     chosen: set[str] | None,
     format: str,
-    min_sparsity: float | None,
-    wants_kernel: WantsKernel | None,
+    options: Mapping[str, Any],
 ) -> tuple[ModelProto, Plan, str]:
     """The model to write into, what becomes of its weights, and a note on the operator set.
 
     A model too old for the decoding is lifted, but only if that makes any weight smaller; where
     it cannot be lifted, its weights go into ONNX's own sparse tensors.
     """
-
-    def plan(format: str) -> Plan:
-        return Plan(model, chosen, format, min_sparsity=min_sparsity, wants_kernel=wants_kernel)
-
-    first = plan(format)
+    first = Plan(model, chosen, format, **options)
     if format not in ("csr", "portable") or not needs_lift(model) or not first.encoded:
         return model, first, ""
     lifted, reason = lift(model)
     if lifted is None:
-        return model, plan("coo"), f"{reason}; written as coo instead of {format}"
+        return (
+            model,
+            Plan(model, chosen, "coo", **{**options, "values": "float32"}),
+            f"{reason}; written as coo instead of {format}",
+        )
     before = default_opset(model)
     model = lifted
     note = f"lifted from operator set {before} to {default_opset(model)}, equal in ONNX Runtime"
-    return model, plan(format), note
+    return model, Plan(model, chosen, format, **options), note
 
 
 def _plain(original: str | os.PathLike[str] | ModelProto) -> ModelProto:
@@ -198,7 +199,7 @@ def _set_weight(site: Site, weight: Array) -> None:
     new = _without_negative_zeros(weight.astype(old.dtype))
     if new.tobytes() == old.tobytes():
         return
-    written = part(site.tensor.name, new.dtype, new.shape).tensor(new)
+    written = make_tensor("", new)
     for field_name in ("float_data", "int32_data", "double_data", "raw_data"):
         site.tensor.ClearField(field_name)
     site.tensor.raw_data = written.raw_data

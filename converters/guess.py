@@ -25,7 +25,9 @@ def guess_types(
     The operator runs on tensors without data, once for each trial size, so that it costs
     microseconds; an operator that looks at its data fails there, and nothing is known.
     """
-    usable = all(v is None or v.known or v.dims is not None or v.shape is not None for v in operands)
+    usable = all(
+        v is None or v.known or v.dims is not None or v.shape is not None for v in operands
+    )
     if not usable or entry.opaque or not entry.pure:
         return []
     if entry.name in _BROADCAST and not entry.domain and not attrs.get("broadcast"):

@@ -16,6 +16,16 @@ from torch import Tensor, nn
 from dns_onnx.converters.dtypes import to_numpy, to_torch
 from dns_onnx.errors import ModelError
 
+# Operators of ai.onnx that are no arithmetic on tensors, and why.
+OPAQUE = {
+    "ImageDecoder": "reads compressed image files (needs Pillow)",
+    "RegexFullMatch": "strings",
+    "StringConcat": "strings",
+    "StringNormalizer": "strings",
+    "StringSplit": "strings",
+    "TfIdfVectorizer": "counts n-grams of strings or tokens",
+}
+
 Runner = Callable[[Sequence[Any]], list[Any]]
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +43,7 @@ class OpaqueStep(nn.Module):
         self._runners: dict[Any, Runner] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_runners": {}}  # type: ignore[misc]
+        return {**self.__dict__, "_runners": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OpaqueStep:
         return OpaqueStep(NodeProto.FromString(self.node), self.opset)

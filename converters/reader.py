@@ -53,7 +53,9 @@ def inline_functions(model: ModelProto) -> ModelProto:
     try:
         return inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError(f"local functions: expected bodies that can be inlined, got {error}") from None
+        raise ModelError(
+            f"local functions: expected bodies that can be inlined, got {error}"
+        ) from None
 
 
 def infer_shapes(model: ModelProto) -> ModelProto:
@@ -134,9 +136,7 @@ def _is_encoded(model: ModelProto) -> bool:
 
 def _resolve_external(model: ModelProto, where: str, folder: Path | None, load: bool) -> None:
     graphs = [tensors(model.graph)]
-    graphs += [
-        _attribute_tensors(a) for f in model.functions for n in f.node for a in n.attribute
-    ]
+    graphs += [_attribute_tensors(a) for f in model.functions for n in f.node for a in n.attribute]
     for group in graphs:
         for tensor in group:
             if tensor.data_location == TensorProto.EXTERNAL:

@@ -46,6 +46,10 @@ class Arg:
         return None if self.shape is None else len(self.shape)
 
 
+# What a `direct` rule answers: a call, an operand handed on as it is, or "use the function".
+Direct = Call | Arg | None
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator function with the schema versions that it computes.
@@ -82,13 +86,11 @@ class Operator:
     graph: bool
     opaque: bool
     on_host: bool
-    direct: Callable[..., Call | None] | None
+    direct: Callable[..., Direct] | None
 
     def takes(self, attribute: str) -> bool:
         """Whether the function wants this attribute; others never changed a result."""
-        return (
-            self.attributes is None or attribute in self.attributes or attribute in self.inputs
-        )
+        return self.attributes is None or attribute in self.attributes or attribute in self.inputs
 
     def operand(self, index: int) -> str:
         """The parameter name of operand `index`; variadic operands share one name."""
@@ -116,7 +118,7 @@ def op(
     graph: bool = False,
     opaque: bool = False,
     on_host: bool = False,
-    direct: Callable[..., Call | None] | None = None,
+    direct: Callable[..., Direct] | None = None,
 ) -> Callable[[F], F]:
     """Register the decorated function for exact schema versions of an operator.
 
@@ -134,7 +136,14 @@ def op(
         if graph:
             inputs, keywords = (), None
         known = None if keywords is None else keywords - INJECTED
-        for named in (*static, *literal, *prunable, *statistics, *constant, *((bias,) if bias else ())):
+        for named in (
+            *static,
+            *literal,
+            *prunable,
+            *statistics,
+            *constant,
+            *((bias,) if bias else ()),
+        ):
             if named not in inputs:
                 raise ValueError(f"{name}: '{named}' is not an operand of {function.__name__}")
         protos = [_schema(name, version, domain) for version in versions] if schema else []
@@ -168,7 +177,9 @@ def op(
                 direct=direct,
             )
             if _OPERATORS.setdefault((domain, name, version), entry) is not entry:
-                raise ValueError(f"{domain or 'ai.onnx'}::{name} version {version}: registered twice")
+                raise ValueError(
+                    f"{domain or 'ai.onnx'}::{name} version {version}: registered twice"
+                )
         return function
 
     return register
@@ -199,7 +210,9 @@ def registered() -> Mapping[tuple[str, str, int], Operator]:
     return _OPERATORS
 
 
-def _parameters(function: Callable[..., Any]) -> tuple[tuple[str, ...], bool, frozenset[str] | None]:
+def _parameters(
+    function: Callable[..., Any],
+) -> tuple[tuple[str, ...], bool, frozenset[str] | None]:
     """Operand names, whether the last is variadic, keyword names (None = takes any)."""
     inputs: list[str] = []
     keywords: set[str] = set()

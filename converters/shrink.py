@@ -16,7 +16,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from dns_onnx.converters.encodings.matrix import Array
-from dns_onnx.converters.encodings.parts import part
+from dns_onnx.converters.encodings.parts import make_tensor
 from dns_onnx.converters.encodings.sites import Site, all_names
 from dns_onnx.converters.unit_paths import (
     Blocked,
@@ -224,7 +224,7 @@ def _absorb(model: ModelProto, graph: Graph, reader: Reader, keep: Flags) -> Non
 
 def _add_bias(model: ModelProto, node: NodeProto, bias: Array) -> None:
     name = _free_name(model, f"{node.input[1]}.bias")
-    model.graph.initializer.append(part(name, bias.dtype, bias.shape).tensor(bias))
+    model.graph.initializer.append(make_tensor(name, bias))
     del node.input[2:]
     node.input.append(name)
 
@@ -234,7 +234,7 @@ def _retarget(model: ModelProto, graph: Graph, node: NodeProto, keep: Flags) -> 
     target = graph.integers[node.input[1]].copy()
     target[1] = target[1] // len(keep) * int(keep.sum())
     name = _free_name(model, f"{node.input[1]}.shrunk")
-    model.graph.initializer.append(part(name, target.dtype, target.shape).tensor(target))
+    model.graph.initializer.append(make_tensor(name, target))
     node.input[1] = name
 
 
@@ -257,7 +257,7 @@ def _cut(model: ModelProto, site: Site, axis: int, keep: Flags) -> None:
 
 def _write(site: Site, array: Array) -> None:
     name, note = site.tensor.name, site.tensor.doc_string
-    site.tensor.CopyFrom(part(name, array.dtype, array.shape).tensor(array))
+    site.tensor.CopyFrom(make_tensor(name, array))
     if note:
         site.tensor.doc_string = note
 

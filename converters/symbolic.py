@@ -65,8 +65,7 @@ def _dims(value: Value | None) -> Dims | None:
     held = value.tensor()
     if not isinstance(held, Tensor) or held.dim() > 1 or held.numel() > _MOST_ENTRIES:
         return None
-    entries = held.tolist()
-    return Dims([int(entries)], True) if held.dim() == 0 else Dims([int(e) for e in entries])
+    return Dims([int(entry) for entry in held.reshape(-1).tolist()], held.dim() == 0)
 
 
 def size_node(builder: Builder, value: Value, axis: int) -> fx.Node:
@@ -79,9 +78,7 @@ def size_node(builder: Builder, value: Value, axis: int) -> fx.Node:
     return made
 
 
-def _shape(
-    builder: Builder, value: Value | None, attrs: dict[str, Any], name: str
-) -> Dims | None:
+def _shape(builder: Builder, value: Value | None, attrs: dict[str, Any], name: str) -> Dims | None:
     shape = None if value is None else value.shape
     if value is None or shape is None or value.elem == TensorProto.STRING:
         return None
@@ -175,7 +172,9 @@ def _slice(builder: Builder, known: list[Dims | None], attrs: dict[str, Any]) ->
     if data is None or data.scalar:
         return None
     if attrs["version"] == 1:
-        starts, ends, steps = attrs["starts"], attrs["ends"], [1]
+        starts: Sequence[Any] = attrs["starts"]
+        ends: Sequence[Any] = attrs["ends"]
+        steps: Sequence[Any] = [1]
     else:
         if any(k is not None and not k.known for k in known[1:]):
             return None

@@ -111,7 +111,7 @@ def settings(seed: int) -> Config:
             "train": {"iterations": 12_000, "eval_every": 500},
             "solver": {"lr": 0.02, "policy": "fixed", "tail": 4000},
             "surgery": {
-                "c_rate": 2.5, "iter_stop": 8000, "ramp_from": 0.3, "ramp_iters": 6000,
+                "c_rate": 2.0, "iter_stop": 8000, "ramp_from": 0.3, "ramp_iters": 6000,
             },
         },
         "demo",

@@ -9,15 +9,16 @@ from itertools import chain, combinations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from dns_onnx.converters.encodings import coo, csr, portable
+from dns_onnx.converters.encodings import coo, csr, portable, whole
 from dns_onnx.converters.encodings.draft import Draft
 from dns_onnx.converters.encodings.functions import MIN_OPSET, default_opset, functions_bytes
 from dns_onnx.converters.encodings.header import prepare
 from dns_onnx.converters.encodings.kernels import sparse_use
 from dns_onnx.converters.encodings.matrix import MAX_ENTRIES, Array, Matrix, is_kept
-from dns_onnx.converters.encodings.parts import Part
+from dns_onnx.converters.encodings.parts import tensor_bytes
 from dns_onnx.converters.encodings.shapes import shape_lookup
 from dns_onnx.converters.encodings.sites import Site, Use, all_names, find_sites
+from dns_onnx.converters.encodings.values import coding
 
 # Above this density ONNX Runtime's dense kernels win over sparse ones on common machines: the
 # measured crossover lies near 0.4, and a wrong guess costs more on the sparse side.
@@ -26,7 +27,7 @@ MAX_KERNEL_DENSITY = 0.35
 # Above this density even one bit an entry is more than the dropped zeros save.
 _HOPELESS_DENSITY = 1 - 1 / 64
 
-_DECODERS = ("GapsToIndices", "BitmaskToCsr")
+_DECODERS = ("GapsToIndices", "BitmaskToDense")
 
 WantsKernel = Callable[[NodeProto, tuple[int, ...], float], bool]
 
@@ -79,11 +80,13 @@ class Plan:
         names: Iterable[str] | None,
         format: str,
         *,
+        values: str = "float32",
         min_sparsity: float | None = None,
         wants_kernel: WantsKernel | None = None,
     ) -> None:
         wanted = None if names is None else set(names)
         self._model, self.format = model, format
+        self._code = values
         self._opset = default_opset(model)
         self._taken, self._shapes = all_names(model), shape_lookup(model)
         self._wants_kernel = wants_kernel or _by_density
@@ -107,35 +110,41 @@ class Plan:
             draft.write()
 
     def _candidate(self, site: Site, min_sparsity: float | None) -> _Candidate:
-        candidate, matrix = _examine(site, min_sparsity)
-        if matrix is None or self.format == "dense":
-            return candidate
+        weight: Array = numpy_helper.to_array(site.tensor)
+        nnz = int(np.count_nonzero(is_kept(weight))) if weight.size else 0
+        dense_bytes = tensor_bytes(site.name, site.tensor.data_type, weight.shape)
+        candidate = _Candidate(site, nnz, dense_bytes, _refusal(weight, nnz, min_sparsity))
+        if self.format in ("csr", "portable") and weight.size and self._code != "float32":
+            stem = _stem(site.name, self._taken)
+            candidate.drafts += whole.drafts(site, weight, stem, self._code)
+        if not candidate.reason and self.format != "dense":
+            self._add_drafts(candidate, Matrix.from_dense(weight))
+        return candidate
+
+    def _add_drafts(self, candidate: _Candidate, matrix: Matrix) -> None:
+        """Every way to write the weight sparse in the format."""
+        site = candidate.site
         stem = _stem(site.name, self._taken)
         if self.format == "coo":
-            candidate.drafts = coo.drafts(site, matrix, self._opset)
+            candidate.drafts += coo.drafts(site, matrix, self._opset)
         elif self.format == "portable":
-            candidate.drafts = portable.drafts(site, matrix, stem)
+            candidate.drafts += portable.drafts(site, matrix, stem, self._code)
         elif site.tensor.data_type == TensorProto.DOUBLE:
             candidate.reason = "the decoding computes in float32, which does not hold float64"
         else:
             use, candidate.reason = _kernel_use(site, matrix, stem, self._wants_kernel)
             matrix = replace(matrix, one_row=sparse_use(site)[0] is None)
-            candidate.drafts = csr.drafts(site, matrix, stem, use, self._shapes)
-        return candidate
+            made = csr.drafts(site, matrix, stem, self._code, use, self._shapes)
+            if use is not None and made[0].operator == "CsrToDense":
+                candidate.reason = "its padding depends on the input size"
+            candidate.drafts += made
+        if self._code != "float32":
+            _, refusal = coding(site, matrix, stem, self._code, rows=True)
+            candidate.reason = "; ".join(filter(None, [candidate.reason, refusal]))
 
 
 def _by_density(node: NodeProto, shape: tuple[int, ...], density: float) -> bool:
     return density <= MAX_KERNEL_DENSITY
-
-
-def _examine(site: Site, min_sparsity: float | None) -> tuple[_Candidate, Matrix | None]:
-    """The weight's figures, and its matrix unless it must stay dense."""
-    array = numpy_helper.to_array(site.tensor)
-    dense = Part(site.name, site.tensor.data_type, array.shape).bytes()
-    nnz = int(np.count_nonzero(is_kept(array))) if array.size else 0
-    candidate = _Candidate(site, nnz, dense)
-    candidate.reason = _refusal(array, nnz, min_sparsity)
-    return candidate, None if candidate.reason else Matrix.from_dense(array)
 
 
 def _refusal(array: Array, nnz: int, min_sparsity: float | None) -> str:
@@ -218,8 +227,6 @@ def _row(candidate: _Candidate, format: str) -> TensorRow:
             if smallest.bytes >= candidate.dense_bytes
             else "the operators' bodies take more than all weights together save"
         )
-    elif draft is not None and draft.operator == "CsrToDense" and not reason:
-        reason = "its padding depends on the input size"
     return TensorRow(
         name=site.name,
         node=(node.name or node.output[0]) if node is not None else "",

@@ -7,7 +7,7 @@ from onnx import AttributeProto, NodeProto, SparseTensorProto, TensorProto
 
 from dns_onnx.converters.encodings.draft import Draft
 from dns_onnx.converters.encodings.matrix import Matrix
-from dns_onnx.converters.encodings.parts import Part, field_bytes
+from dns_onnx.converters.encodings.parts import field_bytes, make_tensor, tensor_bytes
 from dns_onnx.converters.encodings.sites import Site, initializer_index, node_index
 
 # Where the weight lay among the initializers, which are another list than the sparse ones.
@@ -20,14 +20,15 @@ CONSTANT_OPSET = 11
 
 def drafts(site: Site, matrix: Matrix, opset: int) -> list[Draft]:
     """The one way to write the weight in this format, in a model of operator set `opset`."""
-    values = Part(site.name, site.tensor.data_type, (matrix.nnz,))
-    indices = Part("", 7, (matrix.nnz,))
-    size = field_bytes(values.bytes() + indices.bytes() + 2 * len(matrix.shape))
+    count = (matrix.nnz,)
+    values = tensor_bytes(site.name, site.tensor.data_type, count)
+    indices = tensor_bytes("", TensorProto.INT64, count)
+    size = field_bytes(values + indices + 2 * len(matrix.shape))
 
     def write() -> None:
         sparse = SparseTensorProto(dims=matrix.shape)
-        sparse.values.CopyFrom(values.tensor(matrix.values))
-        sparse.indices.CopyFrom(indices.tensor(matrix.positions.astype(np.int64)))
+        sparse.values.CopyFrom(make_tensor(site.name, matrix.values))
+        sparse.indices.CopyFrom(make_tensor("", matrix.positions.astype(np.int64)))
         if site.tensor.doc_string:
             sparse.values.doc_string = site.tensor.doc_string
         if site.constant is None:

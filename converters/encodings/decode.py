@@ -83,18 +83,24 @@ def entry_rows(row_ptr: Array) -> Indices:
     return np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
 
 
-def bitmask_to_csr(mask: Array, values: Array, shape: Array) -> tuple[Array, Array]:
-    """Column indices and row pointers of the entries whose bit is set."""
+def dequantize_rows(quantized: Array, row_ptr: Array, scale: Array) -> Array:
+    """The stored values, each times the scale of its row."""
+    values: Array = scale[entry_rows(row_ptr)] * quantized.astype(scale.dtype)
+    return values
+
+
+def bitmask_to_dense(values: Array, mask: Array, shape: Array) -> Array:
+    """The dense weight whose set bits take the values in turn; raises ValueError if they differ."""
     dims = _shape(shape)
-    rows, size = dims[0], int(np.prod(dims, dtype=np.int64))
+    size = int(np.prod(dims, dtype=np.int64))
     if len(mask) != -(-size // 8):
         raise ValueError(f"mask must have {-(-size // 8)} bytes, has {len(mask)}")
     positions = np.flatnonzero(np.unpackbits(mask, count=size, bitorder="little"))
     if len(positions) != len(values):
         raise ValueError(f"mask has {len(positions)} bits set for {len(values)} values")
-    edges = np.arange(rows + 1) * (size // rows)
-    row_ptr = np.searchsorted(positions, edges).astype(np.int32)
-    return (positions % (size // rows)).astype(np.int32), row_ptr
+    flat = np.zeros(size, values.dtype)
+    flat[positions] = values
+    return flat.reshape(dims)
 
 
 def _indices(array: Array) -> Indices:
@@ -141,23 +147,15 @@ def _reshape(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
     return (inputs[0].reshape(tuple(int(d) for d in inputs[1])),)
 
 
-def _slice(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
-    return (inputs[0][int(inputs[1][0]) : int(inputs[2][0])],)
-
-
 _OPERATORS: dict[str, Callable[[Sequence[Array], Attributes], tuple[Array, ...]]] = {
-    "BitmaskToCsr": lambda i, a: bitmask_to_csr(i[0], i[1], i[2]),
+    "BitmaskToDense": lambda i, a: (bitmask_to_dense(i[0], i[1], i[2]),),
     "Cast": _cast,
     "ConstantOfShape": _constant_of_shape,
     "CsrToDense": lambda i, a: (csr_to_dense(i[0], i[1], i[2], i[3]),),
     "CumSum": lambda i, a: (np.cumsum(i[0], dtype=i[0].dtype),),
-    "Div": lambda i, a: (i[0] // i[1],),
-    "EntryRows": lambda i, a: (entry_rows(i[0]),),
+    "DequantizeRows": lambda i, a: (dequantize_rows(i[0], i[1], i[2]),),
     "GapsToIndices": _gaps_to_indices,
-    "Gather": lambda i, a: (i[0][i[1]],),
-    "Mod": lambda i, a: (i[0] % i[1],),
     "Mul": lambda i, a: (i[0] * i[1],),
     "Reshape": _reshape,
     "ScatterElements": _scatter,
-    "Slice": _slice,
 }

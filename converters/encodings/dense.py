@@ -13,7 +13,7 @@ from dns_onnx.converters.encodings.coo import position
 from dns_onnx.converters.encodings.functions import DOMAIN
 from dns_onnx.converters.encodings.kernels import to_plain
 from dns_onnx.converters.encodings.matrix import Array
-from dns_onnx.converters.encodings.parts import DECODE, part
+from dns_onnx.converters.encodings.parts import DECODE, make_tensor
 from dns_onnx.converters.encodings.sites import all_graphs, bodies, constant_tensor
 from dns_onnx.errors import ModelError
 
@@ -201,7 +201,7 @@ def _put_back(weights: list[_Weight]) -> None:
         scope, values = weight.home
         if weight.node is not None:
             weight.node.CopyFrom(to_plain(weight.node, weight.name))
-        tensor = part(weight.name, weight.array.dtype, weight.array.shape).tensor(weight.array)
+        tensor = make_tensor(weight.name, weight.array)
         holder = taken.setdefault((id(scope), values), weight.name)
         old, node = scope.tensors.get(values), scope.producers.get(values)
         if (old is None and node is None) or holder != weight.name:
@@ -241,7 +241,7 @@ def _restore_sparse_tensors(graph: GraphProto) -> None:
     """sparse_initializer and Constant(sparse_value) become plain tensors."""
     for sparse in sorted(graph.sparse_initializer, key=lambda s: position(s.values)):
         array = decode.sparse_tensor(sparse)
-        tensor = part(sparse.values.name, array.dtype, array.shape).tensor(array)
+        tensor = make_tensor(sparse.values.name, array)
         if sparse.values.doc_string:
             tensor.doc_string = sparse.values.doc_string
         graph.initializer.insert(min(position(sparse.values), len(graph.initializer)), tensor)
@@ -249,8 +249,7 @@ def _restore_sparse_tensors(graph: GraphProto) -> None:
     for node in graph.node:
         if _sparse_value(node):
             array = decode.sparse_tensor(node.attribute[0].sparse_tensor)
-            tensor = part("", array.dtype, array.shape).tensor(array)
-            tensor.ClearField("name")
+            tensor = make_tensor("", array)
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("value", tensor))
 

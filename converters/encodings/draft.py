@@ -39,7 +39,7 @@ class Draft:
     functions: frozenset[str] = field(default_factory=frozenset)
 
 
-def replace(site: Site, use: Use | None, made: Replacement) -> None:
+def put(site: Site, use: Use | None, made: Replacement) -> None:
     """Put `made` in the weight's place: tensors where it lay, decoding before its first reader."""
     values, *others = made.tensors
     graph = site.graph

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from string import ascii_lowercase
 
 from onnx import FunctionProto, ModelProto, parser
 
@@ -22,25 +23,38 @@ MIN_OPSET = 11
 # Model-local functions are part of the format since this IR version.
 MIN_IR_VERSION = 8
 
-# row[k] = the row that owns stored entry k; `entries` only lends its length.
-_ENTRY_ROWS = """
-EntryRows (row_ptr, entries) => (row) {
+# row[k] = the row that owns stored entry k: how many rows end before it.  Rows without an entry
+# are counted and passed over.  Whatever is as long as the weight has entries is int32, half the
+# memory of int64.
+_ROWS = """
   axis = Constant <value = int64 {0}> ()
   first = Constant <value = int64[1] {0}> ()
   one = Constant <value = int64[1] {1}> ()
-
-  # how many rows begin, or the last one ends, at each entry
+  last = Constant <value = int64[1] {2147483647}> ()
   ptr = Cast <to = 7> (row_ptr)
-  at, any_at, rank, begins = Unique <sorted = 1> (ptr)
-  nnz = Shape (entries)
+  ends = Slice (ptr, one, last)
+  at, any_at, rank, rows_64 = Unique <sorted = 1> (ends)
+  rows = Cast <to = 6> (rows_64)
+  nnz = Shape (values)
   places = Add (nnz, one)
-  none = ConstantOfShape <value = int64[1] {0}> (places)
-  begins_at = ScatterElements <axis = 0> (none, at, begins)
+  none = ConstantOfShape <value = int32[1] {0}> (places)
+  ends_at = ScatterElements <axis = 0> (none, at, rows)
+  ended = CumSum (ends_at, axis)
+  row = Slice (ended, first, nnz)
+"""
 
-  # an entry lies in the last row begun so far; empty rows are counted and passed over
-  begun = CumSum (begins_at, axis)
-  begun_at = Slice (begun, first, nnz)
-  row = Sub (begun_at, one)
+# A matrix is scattered into its own shape and needs no Reshape: that copy is a third of the load.
+_CSR_TO_MATRIX = """
+CsrToMatrix (values, col_indices, row_ptr, shape) => (W) {
+  column = Constant <value = int64[2] {-1, 1}> ()
+%ROWS%
+  col = Cast <to = 6> (col_indices)
+  row_column = Reshape (row, column)
+  col_column = Reshape (col, column)
+  position = Concat <axis = 1> (row_column, col_column)
+  position_64 = Cast <to = 7> (position)
+  zeros = ConstantOfShape <value = float[1] {0}> (shape)
+  W = ScatterND (zeros, position_64, values)
 }
 """
 
@@ -53,19 +67,15 @@ CsrToDense (values, col_indices, row_ptr, shape) => (W) {
   edges = Shape (row_ptr)
   rows = Sub (edges, one)
   width = Div (size, rows)
-  row = dns_onnx.EntryRows (row_ptr, col_indices)
-  row_begin = Mul (row, width)
-  col = Cast <to = 7> (col_indices)
-  position = Add (row_begin, col)
-  zeros = ConstantOfShape <value = float[1] {0}> (size)
-  flat = ScatterElements <axis = 0> (zeros, position, values)
-  W = Reshape (flat, shape)
+  matrix_shape = Concat <axis = 0> (rows, width)
+  matrix = dns_onnx.CsrToMatrix (values, col_indices, row_ptr, matrix_shape)
+  W = Reshape (matrix, shape)
 }
 """
 
 _CSR_GEMM = """
 CsrGemm <alpha, beta, transA, transB> (A, values, col_indices, row_ptr, shape, C) => (Y) {
-  W = dns_onnx.CsrToDense (values, col_indices, row_ptr, shape)
+  W = dns_onnx.CsrToMatrix (values, col_indices, row_ptr, shape)
   Y = Gemm <alpha: float = @alpha, beta: float = @beta, transA: int = @transA,
             transB: int = @transB> (A, W, C)
 }
@@ -73,7 +83,7 @@ CsrGemm <alpha, beta, transA, transB> (A, values, col_indices, row_ptr, shape, C
 
 _CSR_MATMUL = """
 CsrMatMul (A, values, col_indices, row_ptr, shape) => (Y) {
-  W = dns_onnx.CsrToDense (values, col_indices, row_ptr, shape)
+  W = dns_onnx.CsrToMatrix (values, col_indices, row_ptr, shape)
   Y = MatMul (A, W)
 }
 """
@@ -88,99 +98,120 @@ CsrConv <auto_pad, dilations, group, kernel_shape, pads, strides>
 }
 """
 
-_GAPS_TO_INDICES = """
-GapsToIndices (gaps, width) => (col_indices) {
-  axis = Constant <value = int64 {0}> ()
-  gap = Cast <to = 7> (gaps)
-  position = CumSum (gap, axis)
-  col = Mod (position, width)
-  col_indices = Cast <to = 6> (col)
+_DEQUANTIZE_ROWS = """
+DequantizeRows (quantized, row_ptr, scale) => (values) {
+%ROWS%
+  scales = Gather <axis = 0> (scale, row)
+  wide = Cast <to = 1> (quantized)
+  values = Mul (wide, scales)
 }
 """
 
-# Everything as long as the dense weight is int32: half the memory of int64 at load.
-_BITMASK_TO_CSR = """
-BitmaskToCsr (mask, values, shape) => (col_indices, row_ptr) {
+_GAPS_TO_INDICES = """
+GapsToIndices (gaps, width) => (col_indices) {
   axis = Constant <value = int64 {0}> ()
+  gap = Cast <to = 6> (gaps)
+  position = CumSum (gap, axis)
+  width_32 = Cast <to = 6> (width)
+  col_indices = Mod (position, width_32)
+}
+"""
+
+# Works on whole bytes of the mask: a table tells, for each byte and bit, how many bits are set up
+# to it, or a number far below zero where the bit itself is not set.
+_BITMASK_TO_DENSE = """
+BitmaskToDense (values, mask, shape) => (W) {
+  axis = Constant <value = int64 {0}> ()
+  bit_axis = Constant <value = int64 {1}> ()
   first = Constant <value = int64[1] {0}> ()
-  flat_shape = Constant <value = int64[1] {-1}> ()
-  column_shape = Constant <value = int64[2] {-1, 1}> ()
+  flat = Constant <value = int64[1] {-1}> ()
+  column = Constant <value = int64[2] {-1, 1}> ()
+  seven = Constant <value = int64 {7}> ()
   zero = Constant <value = int32 {0}> ()
   one = Constant <value = int32 {1}> ()
   two = Constant <value = int32 {2}> ()
+  all_bytes = Constant <value = int32 {256}> ()
   powers = Constant <value = int32[8] {1, 2, 4, 8, 16, 32, 64, 128}> ()
-  no_entry = Constant <value = int32[1] {0}> ()
+  unset = Constant <value = int32 {-1073741824}> ()
+  no_value = Constant <value = float[1] {0}> ()
 
-  # the mask, one int32 for each entry of the flattened matrix
-  size_1d = ReduceProd <keepdims = 1> (shape)
-  size_64 = ReduceProd <keepdims = 0> (shape)
-  size = Cast <to = 6> (size_64)
+  byte = Range (zero, all_bytes, one)
+  byte_column = Reshape (byte, column)
+  shifted = Div (byte_column, powers)
+  bit = Mod (shifted, two)
+  is_set = Cast <to = 9> (bit)
+  set_so_far = CumSum (bit, bit_axis)
+  table = Where (is_set, set_so_far, unset)
+  set_in_byte = Gather <axis = 1> (set_so_far, seven)
+
   bytes = Cast <to = 6> (mask)
-  column = Reshape (bytes, column_shape)
-  shifted = Div (column, powers)
-  bits = Mod (shifted, two)
-  bits_flat = Reshape (bits, flat_shape)
-  bit = Slice (bits_flat, first, size_1d)
-  count = CumSum (bit, axis)
+  set_each = Gather <axis = 0> (set_in_byte, bytes)
+  set_before = CumSum <exclusive = 1> (set_each, axis)
+  before_column = Reshape (set_before, column)
+  rank_in_byte = Gather <axis = 0> (table, bytes)
+  any_rank = Add (rank_in_byte, before_column)
+  is_stored = Greater (any_rank, zero)
+  rank = Where (is_stored, any_rank, zero)
 
-  # position[k] = where stored entry k lies; entries that are not stored are parked behind
-  nnz_1d = Shape (values)
-  nnz_64 = Size (values)
-  nnz = Cast <to = 6> (nnz_64)
-  index = Range (zero, size, one)
-  parked = Add (index, nnz)
-  rank = Sub (count, one)
-  stored = Cast <to = 9> (bit)
-  slot = Where (stored, rank, parked)
-  slots = Add (nnz_1d, size_1d)
-  empty = ConstantOfShape <value = int32[1] {0}> (slots)
-  placed = ScatterElements <axis = 0> (empty, slot, index)
-  position = Slice (placed, first, nnz_1d)
-
-  rows = Gather <axis = 0> (shape, axis)
-  width_64 = Div (size_64, rows)
-  width = Cast <to = 6> (width_64)
-  col_indices = Mod (position, width)
-  end_of_first = Sub (width, one)
-  row_ends = Range (end_of_first, size, width)
-  stored_by = Gather <axis = 0> (count, row_ends)
-  row_ptr = Concat <axis = 0> (no_entry, stored_by)
+  # rank 0 is the zero put in front of the values
+  with_zero = Concat <axis = 0> (no_value, values)
+  padded = Gather <axis = 0> (with_zero, rank)
+  padded_flat = Reshape (padded, flat)
+  size = ReduceProd <keepdims = 1> (shape)
+  entries = Slice (padded_flat, first, size)
+  W = Reshape (entries, shape)
 }
 """
 
 _BODIES = {
-    "EntryRows": _ENTRY_ROWS,
-    "CsrToDense": _CSR_TO_DENSE,
+    "BitmaskToDense": _BITMASK_TO_DENSE,
+    "CsrConv": _CSR_CONV,
     "CsrGemm": _CSR_GEMM,
     "CsrMatMul": _CSR_MATMUL,
-    "CsrConv": _CSR_CONV,
+    "CsrToDense": _CSR_TO_DENSE,
+    "CsrToMatrix": _CSR_TO_MATRIX.replace("%ROWS%", _ROWS),
+    "DequantizeRows": _DEQUANTIZE_ROWS.replace("%ROWS%", _ROWS.replace("(values)", "(quantized)")),
     "GapsToIndices": _GAPS_TO_INDICES,
-    "BitmaskToCsr": _BITMASK_TO_CSR,
 }
 _CALLS = {
-    "CsrToDense": ("EntryRows",),
-    "CsrGemm": ("CsrToDense",),
-    "CsrMatMul": ("CsrToDense",),
     "CsrConv": ("CsrToDense",),
+    "CsrGemm": ("CsrToMatrix",),
+    "CsrMatMul": ("CsrToMatrix",),
+    "CsrToDense": ("CsrToMatrix",),
 }
 
 
 @lru_cache(maxsize=64)
 def function(name: str, opset: int) -> FunctionProto:
-    """The model-local function `name` for a model that imports operator set `opset`."""
+    """The model-local function `name` for a model that imports operator set `opset`.
+
+    Its inner values are renamed to single letters: every model carries the body, and a small net
+    would notice.
+    """
     lines = _BODIES[name].splitlines()
     text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
     imports = f'"" : {opset}' + (f', "{DOMAIN}" : {VERSION}' if name in _CALLS else "")
     body: FunctionProto = parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: [{imports}]>{text}'
     )
+    short = _short_names(body)
     for node in body.node:
         if not node.domain:
             node.ClearField("domain")  # the parser writes the default out: two bytes a node
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 attribute.t.ClearField("name")
+        node.input[:] = [short.get(value, value) for value in node.input]
+        node.output[:] = [short.get(value, value) for value in node.output]
     return body
+
+
+def _short_names(body: FunctionProto) -> dict[str, str]:
+    """A letter, or a letter and a digit, for each value that is not an input or output."""
+    fixed = {*body.input, *body.output}
+    inner = [name for node in body.node for name in node.output if name not in fixed]
+    free = (letter + digit for digit in ("", *"0123456789") for letter in ascii_lowercase)
+    return dict(zip(inner, free, strict=False))
 
 
 def with_callees(names: Iterable[str]) -> tuple[str, ...]:

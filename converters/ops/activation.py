@@ -32,13 +32,13 @@ def tanh(x: Tensor) -> Tensor:
 
 @op("LeakyRelu", 1, 6, 16)
 def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
-    """x where x >= 0, else alpha * x.  Source: ONNX operators, LeakyRelu 1-16."""
+    """X where x >= 0, else alpha * x.  Source: ONNX operators, LeakyRelu 1-16."""
     return F.leaky_relu(x, alpha)
 
 
 @op("PRelu", 1, 6, 7, 9, 16)
 def prelu(x: Tensor, slope: Tensor, *, version_: int = 16) -> Tensor:
-    """x where x >= 0, else slope * x.
+    """X where x >= 0, else slope * x.
 
     slope: broadcasts to x; schemas 1 and 6 count its entries along axis 1.
     Source: ONNX operators, PRelu 1-16.
@@ -50,7 +50,7 @@ def prelu(x: Tensor, slope: Tensor, *, version_: int = 16) -> Tensor:
 
 @op("Elu", 1, 6, 22)
 def elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """x where x > 0, else alpha * (exp(x) - 1).  Source: ONNX operators, Elu 1-22."""
+    """X where x > 0, else alpha * (exp(x) - 1).  Source: ONNX operators, Elu 1-22."""
     return F.elu(x, alpha)
 
 
@@ -61,9 +61,10 @@ def celu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 
 @op("Selu", 1, 6, 22)
-def selu(x: Tensor, *, alpha: float | None = None, gamma: float | None = None,
-         version_: int = 22) -> Tensor:
-    """gamma * x where x > 0, else gamma * alpha * (exp(x) - 1).
+def selu(
+    x: Tensor, *, alpha: float | None = None, gamma: float | None = None, version_: int = 22
+) -> Tensor:
+    """Gamma * x where x > 0, else gamma * alpha * (exp(x) - 1).
 
     Schema 1 has rounder defaults than the later ones.  Source: ONNX operators, Selu 1-22.
     """
@@ -76,19 +77,19 @@ def selu(x: Tensor, *, alpha: float | None = None, gamma: float | None = None,
 @op("ThresholdedRelu", 10, 22)
 @op("ThresholdedRelu", 1, schema=False)
 def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """x where x > alpha, else 0.  Source: ONNX operators, ThresholdedRelu 10-22."""
+    """X where x > alpha, else 0.  Source: ONNX operators, ThresholdedRelu 10-22."""
     return torch.where(x > alpha, x, torch.zeros_like(x))
 
 
 @op("HardSigmoid", 1, 6, 22)
 def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
-    """alpha * x + beta, kept within [0, 1].  Source: ONNX operators, HardSigmoid 1-22."""
+    """Alpha * x + beta, kept within [0, 1].  Source: ONNX operators, HardSigmoid 1-22."""
     return torch.clamp(alpha * x + beta, 0.0, 1.0)
 
 
 @op("HardSwish", 14, 22, direct=plain(F.hardswish))
 def hard_swish(x: Tensor) -> Tensor:
-    """x * max(0, min(1, x / 6 + 1/2)).  Source: ONNX operators, HardSwish 14-22."""
+    """X * max(0, min(1, x / 6 + 1/2)).  Source: ONNX operators, HardSwish 14-22."""
     return F.hardswish(x)
 
 
@@ -100,25 +101,25 @@ def softplus(x: Tensor) -> Tensor:
 
 @op("Softsign", 1, 22)
 def softsign(x: Tensor) -> Tensor:
-    """x / (1 + |x|).  Source: ONNX operators, Softsign 1-22."""
+    """X / (1 + |x|).  Source: ONNX operators, Softsign 1-22."""
     return F.softsign(x)
 
 
 @op("Mish", 18, 22)
 def mish(x: Tensor) -> Tensor:
-    """x * tanh(softplus(x)).  Source: ONNX operators, Mish 18-22."""
+    """X * tanh(softplus(x)).  Source: ONNX operators, Mish 18-22."""
     return F.mish(x)
 
 
 @op("Swish", 24)
 def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """x * sigmoid(alpha * x).  Source: ONNX operators, Swish 24."""
+    """X * sigmoid(alpha * x).  Source: ONNX operators, Swish 24."""
     return F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
 
 
 @op("Gelu", 20)
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """x times the normal distribution function at x, exact or by tanh.
+    """X times the normal distribution function at x, exact or by tanh.
 
     Source: ONNX operators, Gelu 20.
     """
@@ -127,16 +128,14 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 @op("Shrink", 9)
 def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
-    """x + bias below -lambd, x - bias above lambd, else 0.  Source: ONNX operators, Shrink 9."""
+    """X + bias below -lambd, x - bias above lambd, else 0.  Source: ONNX operators, Shrink 9."""
     work = x if x.is_floating_point() else x.double()
     zero = torch.zeros_like(work)
     result = torch.where(work < -lambd, work + bias, torch.where(work > lambd, work - bias, zero))
     return result.to(x.dtype)
 
 
-def _clip_direct(
-    x: Arg, min: Any = None, max: Any = None  # noqa: A002
-) -> Call | None:
+def _clip_direct(x: Arg, min: Any = None, max: Any = None) -> Call | None:
     bounds = [None if b is None else scalar(b) if not isinstance(b, Arg) else b for b in (min, max)]
     if x.elem not in (1, 10, 11) or any(isinstance(b, Arg) for b in bounds):
         return None
@@ -146,10 +145,10 @@ def _clip_direct(
 @op("Clip", 1, 6, 11, 12, 13, literal=("min", "max"), direct=_clip_direct)
 def clip(
     x: Tensor,
-    min: Tensor | float | None = None,  # noqa: A002
-    max: Tensor | float | None = None,  # noqa: A002
+    min: Tensor | float | None = None,
+    max: Tensor | float | None = None,
 ) -> Tensor:
-    """x kept within [min, max]; max where the bounds cross.
+    """X kept within [min, max]; max where the bounds cross.
 
     min, max: scalars.  Source: ONNX operators, Clip 1-13.
     """
@@ -211,25 +210,25 @@ def hardmax_flat(x: Tensor, *, axis: int = 1) -> Tensor:
 
 @op("ParametricSoftplus", 1, schema=False)
 def parametric_softplus(x: Tensor, *, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
-    """alpha * log(1 + exp(beta * x)).  Source: experimental operator of ONNX 1.2."""
+    """Alpha * log(1 + exp(beta * x)).  Source: experimental operator of ONNX 1.2."""
     return alpha * softplus(beta * x)
 
 
 @op("ScaledTanh", 1, schema=False)
 def scaled_tanh(x: Tensor, *, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
-    """alpha * tanh(beta * x).  Source: experimental operator of ONNX 1.2."""
+    """Alpha * tanh(beta * x).  Source: experimental operator of ONNX 1.2."""
     return alpha * torch.tanh(beta * x)
 
 
 @op("Affine", 1, schema=False)
 def affine(x: Tensor, *, alpha: float = 1.0, beta: float = 0.0) -> Tensor:
-    """alpha * x + beta.  Source: experimental operator of ONNX 1.2."""
+    """Alpha * x + beta.  Source: experimental operator of ONNX 1.2."""
     return alpha * x + beta
 
 
 @op("ImageScaler", 1, schema=False)
 def image_scaler(x: Tensor, *, bias: list[float], scale: float = 1.0) -> Tensor:
-    """scale * x + bias, one bias a channel.
+    """Scale * x + bias, one bias a channel.
 
     x: [N, C, H, W].  Source: experimental operator of ONNX 1.2.
     """
@@ -237,5 +236,3 @@ def image_scaler(x: Tensor, *, bias: list[float], scale: float = 1.0) -> Tensor:
         return x * scale + bias[0]
     shift = torch.tensor(bias, dtype=x.dtype).to(x.device, non_blocking=True)
     return x * scale + shift.reshape(1, -1, 1, 1)
-
-

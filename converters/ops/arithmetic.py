@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dns_onnx.converters.ops.widths import PLAIN, in_int64, ordered, plain
-from dns_onnx.converters.registry import Arg, Call, op
+from dns_onnx.converters.registry import Arg, Call, Direct, op
 
 
 def aligned(a: Tensor, b: Tensor, axis: int | None, broadcast: int) -> Tensor:
@@ -68,7 +68,7 @@ def div(a: Tensor, b: Tensor, *, axis: int | None = None, broadcast: int = 0) ->
 
 def _unsigned_quotient(a: Tensor, b: Tensor) -> Tensor:
     """uint64 division by int64 arithmetic: half the dividend, then correct the last bit."""
-    x, y = torch.broadcast_tensors(a.view(torch.int64), b.view(torch.int64))
+    x, y = torch.broadcast_tensors(a.view(torch.int64), b.view(torch.int64))  # type: ignore[no-untyped-call]
     half = torch.bitwise_and(x >> 1, 2**63 - 1)
     quotient = torch.div(half, y, rounding_mode="trunc") << 1
     rest = x - quotient * y
@@ -101,10 +101,10 @@ def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
     return in_int64(torch.fmod if fmod else torch.remainder, a, b)  # type: ignore[no-any-return]
 
 
-def _folded(function: Callable[..., Tensor]) -> Callable[..., Call | None]:
+def _folded(function: Callable[..., Tensor]) -> Callable[..., Direct]:
     """A `direct` rule for variadic operators: the binary torch function, from left to right."""
 
-    def rule(*operands: Arg, **attributes: Any) -> Call | Arg | None:
+    def rule(*operands: Arg, **attributes: Any) -> Direct:
         if any(o.elem not in PLAIN for o in operands) or len(operands) < 2:
             return None
         result: Any = operands[0]

@@ -118,7 +118,11 @@ def attention(
     Source: ONNX operators, Attention 23-25.
     """
     packed = q.dim() == 3
-    q, k, v = split_heads(q, q_num_heads), split_heads(k, kv_num_heads), split_heads(v, kv_num_heads)
+    q, k, v = (
+        split_heads(q, q_num_heads),
+        split_heads(k, kv_num_heads),
+        split_heads(v, kv_num_heads),
+    )
     present_key = k if past_key is None else torch.cat([past_key, k], 2)
     present_value = v if past_value is None else torch.cat([past_value, v], 2)
     keys = repeat_heads(present_key, q.shape[1])

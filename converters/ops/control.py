@@ -153,8 +153,9 @@ def run_loop(
         result = _tuple(body(*inputs), body)
         go_on = _flag(result[0])
         new = result[1 : 1 + len(states)]
-        states = tuple(s.cpu() if h and isinstance(s, Tensor) else s
-                       for s, h in zip(new, host, strict=True))
+        states = tuple(
+            s.cpu() if h and isinstance(s, Tensor) else s for s, h in zip(new, host, strict=True)
+        )
         for place, value in zip(collected, result[1 + len(states) :], strict=True):
             place.append(value)
         count += 1

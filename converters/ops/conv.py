@@ -21,7 +21,7 @@ _TRANSPOSE: dict[int, Callable[..., Tensor]] = {
 
 
 def _conv_direct(x: Arg, w: Arg, b: Arg | None = None, **attributes: Any) -> Call | None:
-    """torch's convolution with its padding worked out, where the sizes that matter are known."""
+    """Torch's convolution with its padding worked out, where the sizes that matter are known."""
     size = spatial(x)
     if size is None or w.shape is None or len(size) not in _CONV or None in w.shape[2:]:
         return None
@@ -35,9 +35,7 @@ def _conv_direct(x: Arg, w: Arg, b: Arg | None = None, **attributes: Any) -> Cal
     if not found.symmetric:
         source = Call(F.pad, (x, torch_pads(found.begin, found.end)))
         padding = (0,) * len(size)
-    return Call(
-        _CONV[len(size)], (source, w, b, found.strides, padding, found.dilations, group)
-    )
+    return Call(_CONV[len(size)], (source, w, b, found.strides, padding, found.dilations, group))
 
 
 @op("Conv", 1, 11, 22, prunable=("w",), bias="b", direct=_conv_direct)
@@ -75,7 +73,7 @@ def conv(
 
 
 def _conv_transpose_direct(x: Arg, w: Arg, b: Arg | None = None, **attributes: Any) -> Call | None:
-    """torch's transposed convolution, where the node's own padding is one that it can express."""
+    """Torch's transposed convolution, where the node's own padding is one that it can express."""
     rank = None if x.rank is None else x.rank - 2
     explicit = attributes.get("auto_pad", "NOTSET") == "NOTSET" and "output_shape" not in attributes
     if rank not in _TRANSPOSE or not explicit:
@@ -129,9 +127,7 @@ def conv_transpose(
             small, large = max(excess, 0) // 2, (max(excess, 0) + 1) // 2
             begin[axis] = small if auto_pad == "SAME_UPPER" else large
             end[axis] = excess - begin[axis]
-    cropped = padded(
-        full, [-p for p in begin], [e - p for e, p in zip(extra, end, strict=True)]
-    )
+    cropped = padded(full, [-p for p in begin], [e - p for e, p in zip(extra, end, strict=True)])
     return cropped if b is None else cropped + b.reshape((1, -1) + (1,) * rank)
 
 
@@ -153,9 +149,7 @@ def col2im(
     rank = len(image_shape)
     found = window(image_shape, block_shape, strides=strides, dilations=dilations, pads=pads)
     assert found is not None
-    sizes = [
-        d + b + e for d, b, e in zip(image_shape, found.begin, found.end, strict=True)
-    ]
+    sizes = [d + b + e for d, b, e in zip(image_shape, found.begin, found.end, strict=True)]
     position = torch.zeros((), dtype=torch.int64, device=x.device)
     for axis in range(rank):
         span = (block_shape[axis] - 1) * found.dilations[axis] + 1

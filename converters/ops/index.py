@@ -23,8 +23,16 @@ def _gather_direct(data: Arg, indices: Any, *, axis: int = 0) -> Call | None:
     return None
 
 
-@op("Gather", 1, 11, 13, prunable=("data",), literal=("indices",), layout=True,
-    direct=_gather_direct)
+@op(
+    "Gather",
+    1,
+    11,
+    13,
+    prunable=("data",),
+    literal=("indices",),
+    layout=True,
+    direct=_gather_direct,
+)
 def gather(data: Tensor, indices: Tensor | int | list[Any], *, axis: int = 0) -> Tensor:
     """Slices of the data along one axis, in the order and shape of the indices.
 
@@ -218,5 +226,3 @@ def reverse_sequence(
     shape[batch_axis], shape[time_axis] = x.shape[batch_axis], x.shape[time_axis]
     index = places.reshape(shape).expand(x.shape)
     return in_bits(lambda t: torch.gather(t, time_axis, index), x)
-
-

@@ -101,7 +101,7 @@ def bitwise_not(x: Tensor) -> Tensor:
 
 @op("BitShift", 11, 28, differentiable=False)
 def bit_shift(x: Tensor, y: Tensor, *, direction: str) -> Tensor:
-    """x << y, or x >> y with zeros moving in.  A shift by the width or more gives 0.
+    """X << y, or x >> y with zeros moving in.  A shift by the width or more gives 0.
 
     Source: ONNX operators, BitShift 11-28.
     """

@@ -35,7 +35,7 @@ def sqrt(x: Tensor) -> Tensor:
 
 @op("Exp", 1, 6, 13, direct=plain(torch.exp))
 def exp(x: Tensor) -> Tensor:
-    """e to the power of x.  Source: ONNX operators, Exp 1-13."""
+    """E to the power of x.  Source: ONNX operators, Exp 1-13."""
     return torch.exp(x)
 
 

@@ -45,7 +45,7 @@ def gemm(
     transB: int = 0,
     broadcast: int = 0,
 ) -> Tensor:
-    """alpha * A' @ B' + beta * C.
+    """Alpha * A' @ B' + beta * C.
 
     a: [M, K], or [K, M] if transA.  b: [K, N], or [N, K] if transB.  c: broadcasts to [M, N].
     Returns [M, N] in a's dtype.
@@ -80,5 +80,3 @@ def einsum(*inputs: Tensor, equation: str) -> Tensor:
     Source: ONNX operators, Einsum 12-28.
     """
     return torch.einsum(equation.replace(" ", ""), *inputs)
-
-

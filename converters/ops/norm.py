@@ -79,10 +79,14 @@ def batch_normalization(
     return (*result, running, running_var)
 
 
-@op("InstanceNormalization", 1, 6, 22)
-def instance_normalization(
-    x: Tensor, scale: Tensor, b: Tensor, *, epsilon: float = 1e-5
-) -> Tensor:
+def _instance_norm_direct(x: Arg, scale: Arg, b: Arg, *, epsilon: float = 1e-5) -> Call | None:
+    if (x.rank or 0) < 3 or {v.elem for v in (x, scale, b)} not in ({1}, {11}):
+        return None
+    return Call(torch.instance_norm, (x, scale, b, None, None, True, 0.0, epsilon, True))
+
+
+@op("InstanceNormalization", 1, 6, 22, direct=_instance_norm_direct)
+def instance_normalization(x: Tensor, scale: Tensor, b: Tensor, *, epsilon: float = 1e-5) -> Tensor:
     """Normalise each channel of each sample by its own mean and variance.
 
     x: [N, C, d1, ..., dn].  scale, b: [C].  Source: ONNX operators, InstanceNormalization 1-22.
@@ -94,9 +98,7 @@ def instance_normalization(
     return centred * torch.rsqrt(variance + epsilon) * scale.reshape(shape) + b.reshape(shape)
 
 
-def _layer_norm_direct(
-    x: Arg, scale: Arg, b: Arg | None = None, **attributes: Any
-) -> Call | None:
+def _layer_norm_direct(x: Arg, scale: Arg, b: Arg | None = None, **attributes: Any) -> Call | None:
     """F.layer_norm, where the normalised axes and types are known."""
     axis = attributes.get("axis", -1)
     if x.shape is None or scale.shape is None or attributes.pop("outputs_", 1) > 1:
@@ -110,6 +112,7 @@ def _layer_norm_direct(
 
 
 @op("LayerNormalization", 17, direct=_layer_norm_direct)
+@op("LayerNormalization", 1, schema=False, multiple=True, direct=_layer_norm_direct)
 def layer_normalization(
     x: Tensor,
     scale: Tensor,
@@ -138,7 +141,7 @@ def layer_normalization(
 def lrn(
     x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
 ) -> Tensor:
-    """x / (bias + alpha / size * sum of squares over `size` neighbouring channels) ** beta.
+    """X / (bias + alpha / size * sum of squares over `size` neighbouring channels) ** beta.
 
     x: [N, C, d1, ..., dn].  Source: ONNX operators, LRN 1-13.
     """
@@ -151,7 +154,7 @@ def lrn(
 
 @op("LpNormalization", 1, 22)
 def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
-    """x divided by its p-norm along one axis (p = 1 or 2); zeros stay zero.
+    """X divided by its p-norm along one axis (p = 1 or 2); zeros stay zero.
 
     Source: ONNX operators, LpNormalization 1-22.
     """
@@ -168,7 +171,10 @@ def _norm2(x: Tensor, axis: int) -> Tensor:
 @op("MeanVarianceNormalization", 9, 13)
 @op("MeanVarianceNormalization", 1, schema=False)
 def mean_variance_normalization(
-    x: Tensor, *, axes: list[int] | None = None, across_channels: int = 0,
+    x: Tensor,
+    *,
+    axes: list[int] | None = None,
+    across_channels: int = 0,
     normalize_variance: int = 1,
 ) -> Tensor:
     """(x - mean) / (standard deviation + 1e-9) over the axes.
@@ -228,7 +234,7 @@ def _group(
 def rms_normalization(
     x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Tensor:
-    """x / sqrt(mean of squares + epsilon) * scale over the axes from `axis` on.
+    """X / sqrt(mean of squares + epsilon) * scale over the axes from `axis` on.
 
     Source: ONNX operators, RMSNormalization 23.
     """

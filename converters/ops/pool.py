@@ -12,7 +12,11 @@ from torch import Tensor
 from dns_onnx.converters.ops.windows import Window, padded, spatial, window
 from dns_onnx.converters.registry import Arg, Call, op
 
-_MAX: dict[int, Callable[..., Any]] = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
+_MAX: dict[int, Callable[..., Any]] = {
+    1: torch.max_pool1d,
+    2: torch.max_pool2d,
+    3: torch.max_pool3d,
+}
 _MAX_INDICES: dict[int, Callable[..., Any]] = {
     1: torch.max_pool1d_with_indices,
     2: torch._C._nn.max_pool2d_with_indices,
@@ -27,7 +31,7 @@ def _expressible(found: Window) -> bool:
 
 
 def _max_pool_direct(x: Arg, **attributes: Any) -> Call | None:
-    """torch's max pooling, where its padding can express the node's."""
+    """Torch's max pooling, where its padding can express the node's."""
     size = spatial(x)
     attributes.pop("storage_order", None)
     if size is None or len(size) not in _MAX or x.elem not in (1, 10, 11, 16):
@@ -84,7 +88,7 @@ def _positions(
 ) -> Tensor:
     """Positions within one padded plane as positions in the whole unpadded input."""
     rank = len(found.kernel)
-    coordinates = []
+    coordinates: list[Tensor] = []
     for axis in reversed(range(rank)):
         coordinates.insert(0, indices % extended[2 + axis] - found.begin[axis])
         indices = indices // extended[2 + axis]
@@ -110,7 +114,7 @@ def sliding_sum(x: Tensor, found: Window) -> Tensor:
 
 
 def _average_direct(x: Arg, **attributes: Any) -> Call | None:
-    """torch's average pooling, where its padding can express the node's."""
+    """Torch's average pooling, where its padding can express the node's."""
     size = spatial(x)
     include = bool(attributes.pop("count_include_pad", 0))
     if size is None or len(size) not in _AVERAGE or x.elem not in (1, 10, 11, 16):

@@ -269,5 +269,3 @@ def cumprod(x: Tensor, axis: int | list[int], *, exclusive: int = 0, reverse: in
     """Running product along an axis.  Source: ONNX operators, CumProd 26."""
     axis = axis if isinstance(axis, int) else axis[0]
     return _running(torch.cumprod, x, axis, exclusive, reverse, 1)
-
-

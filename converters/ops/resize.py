@@ -128,9 +128,7 @@ def _resample(
         box = (float(roi[i]), float(roi[i + len(axes)])) if crop and roi else (0.0, 1.0)
         if sizes[i] == x.shape[axis] and scales[i] == 1.0 and not crop:
             continue
-        places, weights, lost = _on_device(
-            x.shape[axis], sizes[i], scales[i], box, rule, x.device
-        )
+        places, weights, lost = _on_device(x.shape[axis], sizes[i], scales[i], box, rule, x.device)
         shape = [1] * x.dim()
         shape[axis] = -1
         parts = [
@@ -151,7 +149,7 @@ def _resample(
 def _by_torch(
     x: Tensor, axes: list[int], sizes: list[int], scales: list[float], rule: Rule
 ) -> Tensor | None:
-    """torch's own interpolation where it means the same."""
+    """Torch's own interpolation where it means the same."""
     fixed = [a for a, s in zip(axes, sizes, strict=True) if a < 2 and s != x.shape[a]]
     if x.dim() not in (3, 4, 5) or fixed or rule.antialias or not x.is_floating_point():
         return None
@@ -159,9 +157,7 @@ def _by_torch(
     for axis, size in zip(axes, sizes, strict=True):
         if axis >= 2:
             target[axis - 2] = size
-    exact = all(
-        a < 2 or s == x.shape[a] * f for a, s, f in zip(axes, sizes, scales, strict=True)
-    )
+    exact = all(a < 2 or s == x.shape[a] * f for a, s, f in zip(axes, sizes, scales, strict=True))
     if rule.mode == "nearest":
         whole = exact and all(f == int(f) for f in scales)
         same = rule.transform == "asymmetric" and rule.nearest == "floor"
@@ -238,12 +234,12 @@ def _coordinates(
 
 
 def _nearest(where: np.ndarray, mode: str, given: int) -> np.ndarray:
-    rounded = {
-        "round_prefer_floor": lambda v: np.ceil(v - 0.5),
-        "round_prefer_ceil": lambda v: np.floor(v + 0.5),
-        "floor": np.floor,
-        "ceil": np.ceil,
-    }[mode](where)
+    if mode == "round_prefer_floor":
+        rounded = np.ceil(where - 0.5)
+    elif mode == "round_prefer_ceil":
+        rounded = np.floor(where + 0.5)
+    else:
+        rounded = np.floor(where) if mode == "floor" else np.ceil(where)
     return np.asarray(np.clip(rounded, 0, given - 1)).astype(np.int64)
 
 
@@ -252,10 +248,10 @@ def _kernel(rule: Rule, scale: float) -> tuple[np.ndarray, Any]:
     stretch = min(scale, 1.0) if rule.antialias else 1.0
     reach = 1 if rule.mode == "linear" else 2
     start = math.floor(-reach / stretch) + 1
-    offsets = np.arange(start, 2 - start if rule.mode == "linear" else 2 - start)
+    offsets = np.arange(start, 2 - start)
 
     def linear(distance: np.ndarray) -> np.ndarray:
-        return np.clip(1 - np.abs(distance * stretch), 0, 1)
+        return np.asarray(np.clip(1 - np.abs(distance * stretch), 0, 1))
 
     def cubic(distance: np.ndarray) -> np.ndarray:
         a, d = rule.cubic_a, np.abs(distance * stretch)

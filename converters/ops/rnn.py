@@ -11,8 +11,14 @@ from dns_onnx.converters.registry import op
 
 Activation = Callable[[Tensor], Tensor]
 
-_ALPHA = {"leakyrelu": 0.01, "thresholdedrelu": 1.0, "hardsigmoid": 0.2, "elu": 1.0, "affine": 1.0,
-          "scaledtanh": 1.0}
+_ALPHA = {
+    "leakyrelu": 0.01,
+    "thresholdedrelu": 1.0,
+    "hardsigmoid": 0.2,
+    "elu": 1.0,
+    "affine": 1.0,
+    "scaledtanh": 1.0,
+}
 _BETA = {"hardsigmoid": 0.5, "affine": 0.0, "scaledtanh": 1.0}
 _PLAIN: dict[str, Activation] = {
     "relu": torch.relu,
@@ -157,7 +163,7 @@ def rnn(
     layout: int = 0,
     output_sequence: int = 0,
 ) -> tuple[Tensor, ...]:
-    """h = f(W x + R h + b): all hidden states, and the last.
+    """H = f(W x + R h + b): all hidden states, and the last.
 
     x: [T, B, I].  w: [D, H, I].  r: [D, H, H].  b: [D, 2 H].
     Source: ONNX operators, RNN 1-22.

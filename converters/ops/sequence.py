@@ -69,9 +69,7 @@ def concat_from_sequence(input_sequence: list[Any], *, axis: int, new_axis: int 
 
 
 @op("SplitToSequence", 11, 24, static=("split",))
-def split_to_sequence(
-    x: Any, split: Any = None, *, axis: int = 0, keepdims: int = 1
-) -> list[Any]:
+def split_to_sequence(x: Any, split: Any = None, *, axis: int = 0, keepdims: int = 1) -> list[Any]:
     """Parts along an axis as a list: of one entry each, of one size, or of given sizes.
 
     Source: ONNX operators, SplitToSequence 11-24.
@@ -83,7 +81,7 @@ def split_to_sequence(
 
 
 @op("Optional", 15, 28)
-def optional(x: Any = None, *, type: Any = None) -> Any:  # noqa: A002
+def optional(x: Any = None, *, type: Any = None) -> Any:
     """The operand, or nothing.  Source: ONNX operators, Optional 15-28."""
     return x
 
@@ -98,5 +96,3 @@ def optional_get_element(x: Any) -> Any:
 def optional_has_element(x: Any = None) -> Tensor:
     """Whether the optional holds something.  Source: ONNX operators, OptionalHasElement 15-28."""
     return torch.tensor(x is not None)
-
-

@@ -103,9 +103,7 @@ def _squeeze_direct(data: Arg, axes: Any = None) -> Call | None:
     return Call(torch.squeeze, (data, tuple(axes)))
 
 
-@op(
-    "Squeeze", 1, 11, 13, 21, 23, 24, 25, static=("axes",), layout=True, direct=_squeeze_direct
-)
+@op("Squeeze", 1, 11, 13, 21, 23, 24, 25, static=("axes",), layout=True, direct=_squeeze_direct)
 def squeeze(data: Tensor, axes: Ints | int | None = None) -> Tensor:
     """Without the given axes of size 1, or without all of them.
 
@@ -122,9 +120,7 @@ def _unsqueeze_direct(data: Arg, axes: Any = None) -> Call | None:
     return Call(torch.unsqueeze, (data, axes[0]))
 
 
-@op(
-    "Unsqueeze", 1, 11, 13, 21, 23, 24, 25, static=("axes",), layout=True, direct=_unsqueeze_direct
-)
+@op("Unsqueeze", 1, 11, 13, 21, 23, 24, 25, static=("axes",), layout=True, direct=_unsqueeze_direct)
 def unsqueeze(data: Tensor, axes: Ints | int) -> Tensor:
     """With new axes of size 1 at the given places of the result.
 
@@ -145,8 +141,6 @@ def _concat_direct(*inputs: Arg, axis: int = 1) -> Call:
 def concat(*inputs: Tensor, axis: int = 1) -> Tensor:
     """The operands one after the other along an axis.  Source: ONNX operators, Concat 1-13."""
     return torch.cat(inputs, axis)
-
-
 
 
 @op("Split", 1, 2, 11, 13, 18, static=("split",), layout=True)
@@ -238,8 +232,6 @@ def _reachable(cut: slice, size: int) -> slice:
     return slice(cut.start, end, cut.step)
 
 
-
-
 @op("Shape", 1, 13, 15, 19, 21, 23, 24, 25, differentiable=False, on_host=True)
 def shape_(data: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
     """The sizes of the axes from start to end, int64.  Source: ONNX operators, Shape 1-25."""
@@ -252,12 +244,11 @@ def size(data: Tensor) -> Tensor:
     return torch.tensor(torch.Size(data.shape).numel(), dtype=torch.int64)
 
 
-
-
 @op("Expand", 8, 13, static=("shape",), layout=True)
 def expand(x: Tensor, shape: Ints) -> Tensor:
     """Broadcast with a tensor of the given shape.  Source: ONNX operators, Expand 8-13."""
-    return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(shape)))
+    wanted = torch.broadcast_shapes(tuple(x.shape), tuple(shape))  # type: ignore[no-untyped-call]
+    return x.expand(wanted)
 
 
 @op("Tile", 6, 13, static=("repeats",), layout=True)
@@ -280,8 +271,18 @@ def _constant_of_shape_direct(shape: Any, *, value: Tensor | None = None) -> Cal
     return Call(torch.full, (tuple(shape), value.item()), {"dtype": value.dtype})
 
 
-@op("ConstantOfShape", 9, 20, 21, 23, 24, 25, static=("shape",), differentiable=False,
-    direct=_constant_of_shape_direct)
+@op(
+    "ConstantOfShape",
+    9,
+    20,
+    21,
+    23,
+    24,
+    25,
+    static=("shape",),
+    differentiable=False,
+    direct=_constant_of_shape_direct,
+)
 def constant_of_shape(shape: Ints, *, value: Tensor | None = None) -> Tensor:
     """A tensor of the given shape filled with one value (float 0 by default).
 

@@ -35,7 +35,8 @@ def dft(
     wave = torch.view_as_complex(work.contiguous()) if x.shape[-1] == 2 else work[..., 0]
     if inverse and onesided:
         result = torch.fft.irfft(wave, length, along).unsqueeze(-1)
-        return result.to(x.dtype)
+        real: Tensor = result.to(x.dtype)
+        return real
     if inverse:
         found = torch.fft.ifft(wave, length, along)
     elif onesided and not wave.is_complex():

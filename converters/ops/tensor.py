@@ -19,8 +19,14 @@ Ints = Sequence[int]
 
 
 def _pad_direct(
-    data: Arg, pads: Any = None, constant_value: Any = None, axes: Any = None,
-    *, mode: str = "constant", value: float = 0.0,
+    data: Arg,
+    pads: Any = None,
+    constant_value: Any = None,
+    axes: Any = None,
+    *,
+    mode: str = "constant",
+    value: float = 0.0,
+    paddings: Any = None,
 ) -> Call | None:
     known = isinstance(pads, (list, tuple)) and all(isinstance(p, int) for p in pads)
     if mode != "constant" or not known or axes is not None or data.elem not in (1, 10, 11, 16):
@@ -74,9 +80,7 @@ def pad(
         return _filled(data, torch_pads(begin, end), fill)
     for axis in range(data.dim()):
         if begin[axis] or end[axis]:
-            places = torch.arange(
-                -begin[axis], data.shape[axis] + end[axis], device=data.device
-            )
+            places = torch.arange(-begin[axis], data.shape[axis] + end[axis], device=data.device)
             index = _inside(places, data.shape[axis], mode)
             data = in_bits(lambda x, a=axis, i=index: x.index_select(a, i), data)  # type: ignore[misc]
     return data
@@ -88,8 +92,8 @@ def _filled(data: Tensor, amounts: list[int], fill: Any) -> Tensor:
         return in_int64(F.pad, data, pad=amounts, value=fill)  # type: ignore[no-any-return]
     if not fill.requires_grad:
         return in_int64(F.pad, data, pad=amounts, value=fill.item())  # type: ignore[no-any-return]
-    edge = F.pad(torch.zeros_like(data), amounts, value=1.0)
-    return F.pad(data, amounts) + edge * fill.reshape(()).to(data.dtype)
+    inside = F.pad(torch.ones_like(data, dtype=torch.bool), amounts)
+    return torch.where(inside, F.pad(data, amounts), fill.reshape(()).to(data.dtype))
 
 
 def _inside(places: Tensor, size: int, mode: str) -> Tensor:
@@ -104,8 +108,6 @@ def _inside(places: Tensor, size: int, mode: str) -> Tensor:
     return torch.where(folded < size, folded, period - folded)
 
 
-
-
 @op("Range", 11, 27, static=("start", "limit", "delta"), differentiable=False)
 def range_(
     start: Any, limit: Any, delta: Any, *, stash_type: int = 1, types_: tuple[int, ...] = ()
@@ -118,17 +120,16 @@ def range_(
     dtype = torch_dtype(types_[0]) if types_ and types_[0] else None
     if dtype in (torch.float16, torch.bfloat16):
         count = max(int(np.ceil((limit - start) / delta)), 0)
-        return (start + torch.arange(count) * delta).to(dtype)
-    if dtype is not None and not dtype.is_floating_point and (limit - start) * delta <= 0:
-        return torch.empty(0, dtype=dtype)
-    if dtype is not None and dtype.is_floating_point and (limit - start) * delta <= 0:
+        places: Tensor = start + torch.arange(count) * delta
+        return places.to(dtype)
+    if dtype is not None and (limit - start) * delta <= 0:
         return torch.empty(0, dtype=dtype)
     return torch.arange(start, limit, delta, dtype=dtype)
 
 
 @op("TopK", 1, 10, 11, 24, static=("k",))
 def top_k(
-    x: Tensor, k: Any = 1, *, axis: int = -1, largest: int = 1, sorted: int = 1  # noqa: A002
+    x: Tensor, k: Any = 1, *, axis: int = -1, largest: int = 1, sorted: int = 1
 ) -> tuple[Tensor, Tensor]:
     """The k largest (or smallest) entries along an axis, and their places; first come, first.
 
@@ -146,7 +147,7 @@ def top_k(
 
 @op("Unique", 11, 28, differentiable=False)
 def unique(
-    x: Any, *, axis: int | None = None, sorted: int = 1, outputs_: int = 1  # noqa: A002
+    x: Any, *, axis: int | None = None, sorted: int = 1, outputs_: int = 1
 ) -> tuple[Any, ...]:
     """The different entries (or slices along an axis).
 
@@ -186,7 +187,8 @@ def _unique_strings(x: Any, axis: int | None, keep_sorted: int) -> tuple[Any, ..
 @op("Det", 11, 22)
 def det(x: Tensor) -> Tensor:
     """Determinants of the matrices in the last two axes.  Source: ONNX operators, Det 11-22."""
-    return torch.linalg.det(x)
+    determinant: Tensor = torch.linalg.det(x)
+    return determinant
 
 
 @op("DepthToSpace", 1, 11, 13, 28)
@@ -221,7 +223,7 @@ def space_to_depth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
 
 @op("SwiGLU", 28)
 def swiglu(a: Tensor, b: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """a * sigmoid(alpha * a) * b.  Source: ONNX operators, SwiGLU 28."""
+    """A * sigmoid(alpha * a) * b.  Source: ONNX operators, SwiGLU 28."""
     gate = F.silu(a) if alpha == 1.0 else a * torch.sigmoid(alpha * a)
     return gate * b
 
@@ -273,5 +275,3 @@ def max_unpool(
         return y
     extra = [wanted - have for wanted, have in zip(output_shape, shape, strict=True)]
     return F.pad(y, torch_pads([0] * len(extra), extra))
-
-

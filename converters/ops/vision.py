@@ -30,9 +30,7 @@ def _reflected(place: Tensor, size: int, align: int) -> Tensor:
     return low + torch.where(folded > span, 2 * span - folded, folded)
 
 
-def _picked(
-    x: Tensor, places: Sequence[Tensor], padding_mode: str, align: int
-) -> Tensor:
+def _picked(x: Tensor, places: Sequence[Tensor], padding_mode: str, align: int) -> Tensor:
     """Entries of X at integer places: [N, C, *places.shape[1:]]."""
     inside: Tensor | None = None
     flat: Tensor | None = None
@@ -289,9 +287,7 @@ def deform_conv(
     n, c = x.shape[:2]
     kh, kw = w.shape[2:]
     oh, ow = offset.shape[2:]
-    found = window(
-        x.shape[2:], w.shape[2:], strides=strides, dilations=dilations, pads=pads
-    )
+    found = window(x.shape[2:], w.shape[2:], strides=strides, dilations=dilations, pads=pads)
     assert found is not None
     base = []
     for axis, count in ((0, oh), (1, ow)):

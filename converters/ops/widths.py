@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dns_onnx.converters.dtypes import UNSIGNED, torch_dtype
-from dns_onnx.converters.registry import Arg, Call
+from dns_onnx.converters.registry import Arg, Call, Direct
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SIGN = -(2**63)
@@ -45,7 +45,7 @@ def in_bits(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     return function(tensor)
 
 
-def plain(target: Callable[..., Any]) -> Callable[..., Call | None]:
+def plain(target: Callable[..., Any]) -> Callable[..., Direct]:
     """A `direct` rule: call `target` itself where its type is one that torch computes with."""
 
     def rule(*operands: Arg, **attributes: Any) -> Call | None:

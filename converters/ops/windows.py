@@ -63,9 +63,7 @@ def window(
             after = _rounded_up(size[axis] or 0, span, strides[axis], before, after)
         begin.append(before)
         end.append(after)
-    return Window(
-        tuple(kernel), strides, dilations, tuple(begin), tuple(end), tuple(given)
-    )
+    return Window(tuple(kernel), strides, dilations, tuple(begin), tuple(end), tuple(given))
 
 
 def _padding(

@@ -38,7 +38,8 @@ class RowSurface final : public Surface {
         const int64_t row = group * layout.sums() + c * lanes + lane;
         target[lane] = row < m_ ? y_ + row * n_ + first : nullptr;
       }
-      layout.family->scatter(sums + c * lanes, last - first, target, layout.sums());
+      layout.family->scatter(
+          {sums + c * lanes, 0, 1, last - first, layout.sums(), target, 0});
     }
   }
 
@@ -119,6 +120,8 @@ Layout Linear::layout(int64_t m) const {
       candidate.groups = ceil_div(m, candidate.sums());
       candidate.channel_vectors = tile.columns;
       candidate.tap_vectors = {0};
+      // squares of 8 x 8 are turned over on the way in and out
+      candidate.pack_cycles = candidate.unpack_cycles = tile.columns * family.lanes / 8.0 * 4.0;
       const double cycles = choose_block(panel_weights_, candidate);
       if (cycles < least) {
         least = cycles;

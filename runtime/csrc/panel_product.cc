@@ -13,8 +13,8 @@ constexpr int64_t kRowsOfTask = 64;
 constexpr int64_t kPackTasks = 16;
 
 // cycles; measured on Zen 4 with benchmarks/sparse_runtime.py
-constexpr double kEntryCycles = 1.5, kRowCycles = 8.0, kPackCycles = 8.0, kUnpackCycles = 8.0;
-constexpr double kMiddleBytesPerCycle = 32.0, kFarBytesPerCycle = 12.0;
+constexpr double kEntryCycles = 1.5, kRowCycles = 8.0;
+constexpr double kMiddleBytesPerCycle = 24.0, kFarBytesPerCycle = 12.0;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -61,11 +61,9 @@ Blocking best_blocking(const PanelWeights& weights, const Layout& layout) {
 double choose_block(const PanelWeights& weights, Layout& layout) {
   const Blocking best = best_blocking(weights, layout);
   layout.block = best.channels;
-  const double wide = layout.family->lanes / 8.0;
-  const double pack = static_cast<double>(weights.channels * layout.channel_vectors) * wide;
-  const double unpack = static_cast<double>(weights.matrix->rows * layout.sums()) / 8.0;
   return static_cast<double>(layout.groups) *
-         (best.cycles + pack * kPackCycles + unpack * kUnpackCycles);
+         (best.cycles + static_cast<double>(weights.channels) * layout.pack_cycles +
+          static_cast<double>(weights.matrix->rows) * layout.unpack_cycles);
 }
 
 PanelProduct::PanelProduct(const PanelWeights& weights, Layout layout)

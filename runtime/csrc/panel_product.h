@@ -26,6 +26,8 @@ struct Layout {
   int64_t pitch = 0;                  // vectors between the tile's lines
   std::vector<uint32_t> tap_vectors;  // where a tap begins, in vectors from the channel's start
   int64_t staging = 0;                // floats that pack() needs for itself
+  double pack_cycles = 0;             // estimated, of one channel
+  double unpack_cycles = 0;           // estimated, of one row
   int64_t block = 1;                  // channels worked on at a time, to stay in a near cache
 
   int64_t sums() const { return int64_t{tile->lines} * tile->columns * family->lanes; }

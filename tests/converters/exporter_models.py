@@ -11,8 +11,8 @@ import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 DECODING = {
-    "BitmaskToCsr", "CsrConv", "CsrGemm", "CsrMatMul", "CsrToDense", "CumSum", "EntryRows",
-    "GapsToIndices", "ScatterElements", "Unique",
+    "BitmaskToDense", "CsrConv", "CsrGemm", "CsrMatMul", "CsrToDense", "CsrToMatrix", "CumSum",
+    "DequantizeRows", "GapsToIndices", "ScatterElements", "ScatterND", "Unique",
 }  # fmt: skip
 
 

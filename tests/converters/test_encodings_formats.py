@@ -30,10 +30,12 @@ def gemm(trans_a: int, trans_b: int, bias: bool, opset: int = 13, **attributes: 
     return build([node], {"X": (200, "n") if trans_a else ("n", 200)}, weights, opset=opset)
 
 
-def conv(spatial: int, group: int, opset: int = 13, **attributes: Any) -> ModelProto:
+def conv(
+    spatial: int, group: int, opset: int = 13, density: float = 0.1, **attributes: Any
+) -> ModelProto:
     rng = np.random.default_rng(2)
     weights = {
-        "W": sparse(rng, (36, 36 // group, *[3] * spatial)),
+        "W": sparse(rng, (36, 36 // group, *[3] * spatial), density),
         "b": rng.standard_normal(36).astype(np.float32),
     }
     node = helper.make_node("Conv", ["X", *weights], ["Y"], group=group, **attributes)
@@ -167,8 +169,8 @@ WANTED_OPERATORS = {
     "Conv SAME_LOWER strided": {"CsrConv"},
     "MatMul rank 3": {"CsrMatMul"},
     "If": {"CsrMatMul"},
-    "tied": {"CsrToDense"},
-    "LSTM": {"CsrToDense"},
+    "tied": {"BitmaskToDense"},
+    "LSTM": {"BitmaskToDense"},
 }
 
 
@@ -179,12 +181,12 @@ def test_layers_become_sparse_operators_where_there_is_one(name: str) -> None:
 
 
 def test_padding_that_depends_on_a_free_size_stays_plain() -> None:
-    model = conv(2, 1, auto_pad="SAME_UPPER", strides=[2, 2])
+    model = conv(2, 1, 13, 0.03, auto_pad="SAME_UPPER", strides=[2, 2])
     for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
         dim.Clear()
     (row,) = (r for r in convert(model, "csr").tensors if r.encoding != "dense")
     assert row.operator == "CsrToDense"
-    assert "padding" in row.reason
+    assert row.reason == "its padding depends on the input size"
 
 
 @pytest.mark.parametrize("density", [0.03, 0.2, 0.6])
@@ -192,8 +194,10 @@ def test_dense_layers_keep_their_plain_node(density: float) -> None:
     weights = {"W": sparse(np.random.default_rng(8), (300, 300), density)}
     model = build([helper.make_node("MatMul", ["X", "W"], ["Y"])], {"X": (1, 300)}, weights)
     made = convert(model, "csr")
-    assert made.tensors[0].operator == ("CsrMatMul" if density < 0.35 else "CsrToDense")
-    assert convert(model, "csr", wants_kernel=lambda *_: False).tensors[0].operator == "CsrToDense"
+    (row,) = made.tensors
+    assert row.operator == ("CsrMatMul" if density < 0.35 else "BitmaskToDense")
+    assert ("a dense kernel is faster" in row.reason) == (density > 0.35)
+    assert not convert(model, "csr", wants_kernel=lambda *_: False).tensors[0].reason == ""
     x = np.ones((1, 300), np.float32)
     assert np.array_equal(run(made.model, X=x)[0], run(model, X=x)[0])
 

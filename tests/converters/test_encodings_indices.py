@@ -28,12 +28,11 @@ def decoded(matrix: Matrix, layout: Layout) -> Any:
     assert len(stored.values) == layout.stored
     shape = np.array(matrix.shape)
     if layout.kind == "bitmask":
-        columns, row_ptr = decode.bitmask_to_csr(indices, stored.values, shape)
-    else:
-        row_ptr = stored.row_ptr()
-        gaps = layout.kind == "gaps"
-        columns = np.cumsum(indices.astype(np.int64)) % matrix.width if gaps else indices
-    return decode.csr_to_dense(stored.values, columns, row_ptr, shape)
+        return decode.bitmask_to_dense(stored.values, indices, shape)
+    columns = indices
+    if layout.kind == "gaps":
+        columns = np.cumsum(indices.astype(np.int64)) % matrix.width
+    return decode.csr_to_dense(stored.values, columns, stored.row_ptr(), shape)
 
 
 @st.composite
@@ -113,20 +112,19 @@ def _model(weight: Any, kind: str, opset: int) -> onnx.ModelProto:
     elif kind == "gaps":
         nodes.insert(0, helper.make_node("GapsToIndices", ["i", "w"], ["c"], domain="dns_onnx"))
     else:
-        del arrays["p"]
-        decoder = helper.make_node("BitmaskToCsr", ["i", "v", "s"], ["c", "p"], domain="dns_onnx")
-        nodes.insert(0, decoder)
+        del arrays["p"], arrays["w"]
+        nodes[0] = helper.make_node("BitmaskToDense", ["v", "i", "s"], ["W"], domain="dns_onnx")
     model = build(nodes[-1:], {"X": weight.shape}, {"W": weight}, opset=opset)
     del model.graph.node[:]
     del model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items())
-    add_functions(model, ["CsrToDense", "GapsToIndices", "BitmaskToCsr"])
+    add_functions(model, ["CsrToDense", "GapsToIndices", "BitmaskToDense"])
     return model
 
 
 def test_bodies_hold_no_operator_that_is_left_at_load() -> None:
-    names = ("EntryRows", "CsrToDense", "GapsToIndices", "BitmaskToCsr")
+    names = ("CsrToMatrix", "CsrToDense", "GapsToIndices", "BitmaskToDense")
     used = {node.op_type for name in names for node in function(name, 13).node}
     assert "NonZero" not in used
 

@@ -19,7 +19,9 @@ Array = npt.NDArray[Any]
 OPERANDS = ("values", "col_indices", "row_ptr", "shape")
 
 
-def csr_operands(dense: Array, columns: Any = np.int32, pointers: Any = np.int32) -> dict[str, Array]:
+def csr_operands(
+    dense: Array, columns: Any = np.int32, pointers: Any = np.int32
+) -> dict[str, Array]:
     """The four operands of docs/operators-csr.md for a dense weight."""
     rows = dense.reshape(dense.shape[0], -1)
     kept = rows != 0
@@ -104,7 +106,9 @@ def assert_close(got: Array, want: Array) -> None:
     error = np.abs(got - want)
     worst = np.unravel_index(int(np.nanargmax(error)), error.shape)
     limit = 1e-5 * max(1.0, float(np.abs(want).max()))
-    assert error[worst] <= limit, f"max error {error[worst]} at {worst}: {got[worst]}, {want[worst]}"
+    assert error[worst] <= limit, (
+        f"max error {error[worst]} at {worst}: {got[worst]}, {want[worst]}"
+    )
 
 
 @pytest.fixture(scope="session")

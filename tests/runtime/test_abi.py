@@ -81,7 +81,11 @@ def job(make_layer: Make, make_pruned: Make, tmp_path_factory: pytest.TempPathFa
 def check(job: Path, environment: dict[str, str], version: str) -> None:
     done = subprocess.run(
         [sys.executable, "-I" if not environment else "-s", "-c", PROBE, str(job)],
-        env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout.splitlines()[-1])
@@ -105,7 +109,7 @@ def test_library_runs_in_released_onnxruntime(version: str, job: Path) -> None:
 
 
 def installed(version: str) -> Path:
-    """Folder with that release and its NumPy, kept between runs; skips where pip cannot fetch it."""
+    """Folder with that release and its NumPy, kept between runs; skips where pip cannot get it."""
     cache = Path(os.environ.get("DNS_ONNX_TEST_CACHE", Path.home() / ".cache" / "dns-onnx-tests"))
     tag = f"onnxruntime-{version}-py{sys.version_info[0]}{sys.version_info[1]}"
     folder = cache / tag
@@ -114,9 +118,19 @@ def installed(version: str) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as partial:
         target = Path(partial) / tag
-        command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check",
-                   "--only-binary=:all:", "--target", str(target),
-                   f"onnxruntime=={version}", NUMPY]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "--only-binary=:all:",
+            "--target",
+            str(target),
+            f"onnxruntime=={version}",
+            NUMPY,
+        ]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS
         )

@@ -31,7 +31,12 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], float, dict[str, Any]]]
     "stem_11x11": ((1, 3, 67, 67), (16, 3, 11, 11), 0.5, {"strides": [4, 4]}),
     "strided_odd": ((2, 5, 17, 13), (6, 5, 3, 5), 0.5, {"strides": [3, 2], "pads": [1, 2, 0, 1]}),
     "dilated": ((1, 6, 20, 19), (9, 6, 3, 3), 0.4, {"dilations": [2, 3], "pads": [2, 3, 2, 3]}),
-    "dilated_strided": ((1, 4, 21, 22), (5, 4, 3, 2), 0.6, {"dilations": [2, 3], "strides": [3, 2]}),
+    "dilated_strided": (
+        (1, 4, 21, 22),
+        (5, 4, 3, 2),
+        0.6,
+        {"dilations": [2, 3], "strides": [3, 2]},
+    ),
     "group": ((1, 12, 9, 9), (8, 3, 3, 3), 0.4, {"group": 4, "pads": [1, 1, 1, 1]}),
     "depthwise": ((2, 10, 12, 12), (10, 1, 3, 3), 0.7, {"group": 10, "pads": [1, 1, 1, 1]}),
     "depthwise_two": ((1, 5, 8, 8), (10, 1, 3, 3), 0.7, {"group": 5}),
@@ -43,7 +48,9 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], float, dict[str, Any]]]
     "three_dimensions": ((2, 3, 7, 8, 9), (5, 3, 3, 3, 3), 0.3, {"pads": [1] * 6}),
     "three_strided": ((1, 3, 9, 8, 7), (4, 3, 2, 3, 3), 0.5, {"strides": [2, 1, 2]}),
     "three_dilated_grouped": (
-        (1, 4, 9, 9, 9), (6, 2, 3, 2, 3), 0.5,
+        (1, 4, 9, 9, 9),
+        (6, 2, 3, 2, 3),
+        0.5,
         {"group": 2, "dilations": [2, 1, 2], "pads": [2, 0, 1, 0, 1, 2]},
     ),
     "dense": ((1, 8, 12, 12), (8, 8, 3, 3), 1.0, {"pads": [1, 1, 1, 1]}),
@@ -83,8 +90,11 @@ def csr_conv(x: Array, weight: Array, bias: Array | None, attributes: dict[str, 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("biased", [False, True], ids=["no_bias", "bias"])
 def test_conv_equals_twin_and_dense(
-    case: tuple[tuple[int, ...], tuple[int, ...], float, dict[str, Any]], biased: bool,
-    make_layer: Make, make_pruned: Make, close: Make,
+    case: tuple[tuple[int, ...], tuple[int, ...], float, dict[str, Any]],
+    biased: bool,
+    make_layer: Make,
+    make_pruned: Make,
+    close: Make,
 ) -> None:
     shape, filters, density, attributes = case
     rng = np.random.default_rng(11)

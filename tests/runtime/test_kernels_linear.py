@@ -51,8 +51,12 @@ def entries(dense: Array) -> list[list[tuple[int, float]]]:
 @pytest.mark.parametrize("trans_b", [0, 1])
 @pytest.mark.parametrize("trans_a", [0, 1])
 def test_gemm_equals_twin_and_dense(
-    shape: tuple[int, int, int, float], trans_a: int, trans_b: int,
-    make_layer: Make, make_pruned: Make, close: Make,
+    shape: tuple[int, int, int, float],
+    trans_a: int,
+    trans_b: int,
+    make_layer: Make,
+    make_pruned: Make,
+    close: Make,
 ) -> None:
     m, k, n, density = shape
     rng = np.random.default_rng(1)
@@ -60,8 +64,13 @@ def test_gemm_equals_twin_and_dense(
     bias = rng.standard_normal(n).astype(np.float32)
     a = rng.standard_normal((m, k)).astype(np.float32)
     layer = make_layer(
-        "CsrGemm", weight if trans_b else np.ascontiguousarray(weight.T), bias=bias,
-        alpha=0.5, beta=2.0, transA=trans_a, transB=trans_b,
+        "CsrGemm",
+        weight if trans_b else np.ascontiguousarray(weight.T),
+        bias=bias,
+        alpha=0.5,
+        beta=2.0,
+        transA=trans_a,
+        transB=trans_b,
     )
     x = np.ascontiguousarray(a.T) if trans_a else a
     got = layer.run(x)
@@ -78,8 +87,14 @@ def test_gemm_takes_every_index_type(
     weight = make_pruned(rng, (12, 100), 0.1)
     x = rng.standard_normal((2, 100)).astype(np.float32)
     layer = make_layer(
-        "CsrGemm", weight, columns=columns, pointers=pointers,
-        alpha=1.0, beta=1.0, transA=0, transB=1,
+        "CsrGemm",
+        weight,
+        columns=columns,
+        pointers=pointers,
+        alpha=1.0,
+        beta=1.0,
+        transA=0,
+        transB=1,
     )
     close(layer.run(x), layer.run(x, sparse=False))
 
@@ -95,9 +110,7 @@ def test_gemm_broadcasts_c(
     weight = make_pruned(rng, (9, 30), 0.3)
     bias = np.asarray(rng.standard_normal(shape), np.float32)
     x = rng.standard_normal((m, 30)).astype(np.float32)
-    layer = make_layer(
-        "CsrGemm", weight, bias=bias, alpha=1.0, beta=-1.5, transA=0, transB=1
-    )
+    layer = make_layer("CsrGemm", weight, bias=bias, alpha=1.0, beta=-1.5, transA=0, transB=1)
     close(layer.run(x), layer.run(x, sparse=False))
 
 
@@ -106,16 +119,16 @@ def test_gemm_row_without_entries_gives_the_bias(make_layer: Make, make_pruned: 
     weight = make_pruned(rng, (40, 50), 0.2)
     weight[[0, 7, 39]] = 0
     bias = rng.standard_normal(40).astype(np.float32)
-    layer = make_layer(
-        "CsrGemm", weight, bias=bias, alpha=1.0, beta=1.0, transA=0, transB=1
-    )
+    layer = make_layer("CsrGemm", weight, bias=bias, alpha=1.0, beta=1.0, transA=0, transB=1)
     for m in (1, 3, 16):
         got = layer.run(rng.standard_normal((m, 50)).astype(np.float32))
         np.testing.assert_array_equal(got[:, [0, 7, 39]], np.tile(bias[[0, 7, 39]], (m, 1)))
 
 
 @pytest.mark.parametrize(
-    "lead", [(), (1,), (5,), (2, 3), (2, 1, 4), (0, 3), (16, 2)], ids=lambda s: "x".join(map(str, s))
+    "lead",
+    [(), (1,), (5,), (2, 3), (2, 1, 4), (0, 3), (16, 2)],
+    ids=lambda s: "x".join(map(str, s)),
 )
 def test_matmul_equals_dense(
     lead: tuple[int, ...], make_layer: Make, make_pruned: Make, close: Make

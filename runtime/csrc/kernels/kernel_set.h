@@ -47,6 +47,18 @@ struct GatherJob {
 };
 constexpr int64_t kGatherSlack = 8;
 
+// target[lane][row * target_row + i] = in[row * in_row + i * in_step + lane] for i < count and
+// every target that is not null.
+struct ScatterJob {
+  const float* in;
+  int64_t in_row;
+  int64_t rows;
+  int64_t count;
+  int64_t in_step;
+  float* const* target;  // one for each lane
+  int64_t target_row;
+};
+
 // The tiles over vectors of one width.
 struct Family {
   int lanes;         // floats in a vector
@@ -54,8 +66,7 @@ struct Family {
   const Tile* tiles;
   size_t tile_count;
   void (*gather)(const GatherJob&);
-  // target[lane][i] = in[i * stride + lane] for i < count and every target that is not null
-  void (*scatter)(const float* in, int64_t count, float* const* target, int64_t stride);
+  void (*scatter)(const ScatterJob&);
 };
 
 // y[r] = start[r] + sum of values[i] * x[columns[i]] over row r, for first <= r < last.
