@@ -66,7 +66,9 @@ class Masked(nn.Module):
     def forward(self) -> Tensor:
         if self.mask is None:
             return self.weight
-        gated: Tensor = StraightThroughGate.apply(self.weight, self._current(self.mask))
+        gated: Tensor = StraightThroughGate.apply(  # type: ignore[no-untyped-call]
+            self.weight, self._current(self.mask)
+        )
         return gated
 
     def effective(self) -> Tensor:

@@ -122,7 +122,7 @@ def compress(
     )  # fmt: skip
     limit = TRAIN_METRIC_ROWS if source == "training" else None
     found = check(
-        model, out, evaluation_pairs(judged, limit), reference=masked_graph(graph.to("cpu"), specs),
+        Path(model), out, evaluation_pairs(judged, limit), reference=masked_graph(graph.to("cpu"), specs),
         max_drop=max_drop, seconds=bench_seconds,
     )  # fmt: skip
     return Result(

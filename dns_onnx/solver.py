@@ -28,15 +28,15 @@ def _policy(s: Solver, i: int, iterations: int) -> float:
         case "fixed":
             return s.lr
         case "step":
-            return s.lr * s.gamma ** (i // s.stepsize)
+            return s.lr * math.pow(s.gamma, i // s.stepsize)
         case "exp":
-            return s.lr * s.gamma**i
+            return s.lr * math.pow(s.gamma, i)
         case "inv":
-            return s.lr * (1.0 + s.gamma * i) ** -s.power
+            return s.lr * math.pow(1.0 + s.gamma * i, -s.power)
         case "multistep":
-            return s.lr * s.gamma ** sum(i >= step for step in s.stepvalue)
+            return s.lr * math.pow(s.gamma, sum(i >= step for step in s.stepvalue))
         case "poly":
-            return s.lr * (1.0 - i / iterations) ** s.power
+            return s.lr * math.pow(1.0 - i / iterations, s.power)
         case "sigmoid":
             return s.lr / (1.0 + math.exp(-s.gamma * (i - s.stepsize)))
         case "cosine":

@@ -215,7 +215,7 @@ def file_bytes(path: str | Path) -> int:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return Path(path).stat().st_size + sum((folder / name).stat().st_size for name in outside)
+    return sum(file.stat().st_size for file in [Path(path), *(folder / n for n in outside)])
 
 
 def _sizes(

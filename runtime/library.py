@@ -52,6 +52,13 @@ def kernel_set() -> str:
     return name.decode()
 
 
+def peak_gflops() -> float:
+    """Floating point operations that one thread could do without memory, in 10^9 a second."""
+    library = ctypes.CDLL(str(library_path()))
+    library.DnsOnnxPeakGflops.restype = ctypes.c_double
+    return float(library.DnsOnnxPeakGflops())
+
+
 def _folders() -> list[Path]:
     """Folders that may hold the library, the likeliest first.
 

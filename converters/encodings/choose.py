@@ -27,7 +27,7 @@ MAX_KERNEL_DENSITY = 0.35
 # Above this density even one bit an entry is more than the dropped zeros save.
 _HOPELESS_DENSITY = 1 - 1 / 64
 
-_DECODERS = ("GapsToIndices", "BitmaskToDense")
+_DECODERS = ("GapsToIndices", "BitmaskToDense", "DequantizeRows")
 
 WantsKernel = Callable[[NodeProto, tuple[int, ...], float], bool]
 
@@ -87,6 +87,8 @@ class Plan:
         wanted = None if names is None else set(names)
         self._model, self.format = model, format
         self._code = values
+        # the exact values too: in a small weight the scales can take more than they save
+        self._codes = dict.fromkeys(("float32", values))
         self._opset = default_opset(model)
         self._taken, self._shapes = all_names(model), shape_lookup(model)
         self._wants_kernel = wants_kernel or _by_density
@@ -128,16 +130,17 @@ class Plan:
         if self.format == "coo":
             candidate.drafts += coo.drafts(site, matrix, self._opset)
         elif self.format == "portable":
-            candidate.drafts += portable.drafts(site, matrix, stem, self._code)
+            for code in self._codes:
+                candidate.drafts += portable.drafts(site, matrix, stem, code)
         elif site.tensor.data_type == TensorProto.DOUBLE:
             candidate.reason = "the decoding computes in float32, which does not hold float64"
         else:
             use, candidate.reason = _kernel_use(site, matrix, stem, self._wants_kernel)
             matrix = replace(matrix, one_row=sparse_use(site)[0] is None)
-            made = csr.drafts(site, matrix, stem, self._code, use, self._shapes)
-            if use is not None and made[0].operator == "CsrToDense":
+            for code in self._codes:
+                candidate.drafts += csr.drafts(site, matrix, stem, code, use, self._shapes)
+            if use is not None and candidate.drafts[-1].operator == "CsrToDense":
                 candidate.reason = "its padding depends on the input size"
-            candidate.drafts += made
         if self._code != "float32":
             _, refusal = coding(site, matrix, stem, self._code, rows=True)
             candidate.reason = "; ".join(filter(None, [candidate.reason, refusal]))

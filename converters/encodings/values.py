@@ -153,7 +153,7 @@ def _refusal(matrix: Matrix, code: str, groups: int) -> str:
     if not np.isfinite(values).all():
         return "some are not finite"
     largest = float(np.abs(values).max(initial=0.0))
-    if code == "float16" and largest > np.finfo(np.float16).max:
+    if code == "float16" and largest > float(np.finfo(np.float16).max):
         return f"{largest:g} is beyond float16"
     if code == "int8" and (scales(matrix, groups) < np.finfo(np.float32).tiny).any():
         return "some rows are too small for a float32 scale"

@@ -16,6 +16,6 @@ const Family kFamilies[] = {
 
 }  // namespace
 
-const KernelSet kAvx2Kernels = {"avx2", kFamilies, 1, csr_gemv_f32_avx2, 1.0F};
+const KernelSet kAvx2Kernels = {"avx2", kFamilies, 1, csr_gemv_f32_avx2, 1.0F, peak<Avx>, 8};
 
 }  // namespace dns_onnx

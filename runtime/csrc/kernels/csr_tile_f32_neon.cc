@@ -26,6 +26,6 @@ const Family kFamilies[] = {{4, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, ga
 
 }  // namespace
 
-const KernelSet kNeonKernels = {"neon", kFamilies, 1, csr_gemv_f32_portable, 1.5F};
+const KernelSet kNeonKernels = {"neon", kFamilies, 1, csr_gemv_f32_portable, 1.5F, peak<Neon>, 4};
 
 }  // namespace dns_onnx

@@ -24,6 +24,6 @@ const Family kFamilies[] = {{4, 1.0F, kTiles, sizeof kTiles / sizeof *kTiles, ga
 
 }  // namespace
 
-const KernelSet kPortableKernels = {"portable", kFamilies, 1, csr_gemv_f32_portable, 2.0F};
+const KernelSet kPortableKernels = {"portable", kFamilies, 1, csr_gemv_f32_portable, 2.0F, peak<Vector4>, 4};
 
 }  // namespace dns_onnx

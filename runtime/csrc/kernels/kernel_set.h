@@ -86,7 +86,11 @@ struct KernelSet {
   size_t family_count;
   void (*gemv)(const GemvJob&, int64_t first, int64_t last);
   float gemv_cycles;  // of one entry
+  // Does count x kPeakChains x lanes multiply-adds that wait for nothing: the CPU's peak.
+  float (*peak)(int64_t count);
+  int peak_lanes;
 };
+constexpr int kPeakChains = 12;
 
 extern const KernelSet kPortableKernels;
 #ifdef DNS_ONNX_X86
