@@ -30,7 +30,7 @@ from dns_onnx.data import batches
 from dns_onnx.pipeline import compress
 from dns_onnx.prepare import input_specs
 from dns_onnx.runtime import metrics, session
-from dns_onnx.runtime.check import file_bytes
+from dns_onnx.runtime.sizes import file_bytes
 
 RECIPES = {
     "lenet5": ("dns2016-lenet5", "lenet5"),

@@ -15,7 +15,7 @@ from dns_onnx.converters.dtypes import to_numpy, to_torch
 from dns_onnx.converters.importer import import_model
 
 
-class TorchRep(BackendRep):  # type: ignore[misc]
+class TorchRep(BackendRep):
     """An imported model, ready to run on NumPy arrays.
 
     module: the imported graph, which can be trained like any other.
@@ -44,7 +44,7 @@ class TorchRep(BackendRep):  # type: ignore[misc]
         return namedtupledict("Outputs", self.outputs)(*narrowed)
 
 
-class TorchBackend(Backend):  # type: ignore[misc]
+class TorchBackend(Backend):
     """Runs ONNX models as imported torch graphs."""
 
     @classmethod

@@ -362,11 +362,12 @@ class Builder:
         for node in list(self.graph.nodes):
             if node.target is not torch.batch_norm:
                 continue
-            for held in node.args[3:5]:
-                if self.root.get_submodule(held.target).weight.requires_grad:
+            args = list(node.args)
+            for index in (3, 4):
+                if self.root.get_submodule(args[index].target).weight.requires_grad:
                     with self.graph.inserting_before(node):
-                        fixed = self.graph.call_method("detach", (held,))
-                    node.replace_input_with(held, fixed)
+                        args[index] = self.graph.call_method("detach", (args[index],))
+            node.args = tuple(args)
 
     def _is_one_tensor(self) -> bool:
         """Whether the graph returns a tensor alone; one sequence is a tuple of one."""

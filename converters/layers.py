@@ -92,7 +92,14 @@ def with_biases(
         source = values.get(layer.weight)
         shape = layer.shape if source is None or source.shape is None else source.shape
         bias = layer.bias or _added_bias(users.get(results.get(layer.node, ""), []), values)
-        row = replace(layer, shape=tuple(int(d or 0) for d in shape), bias=bias)
+        reason = layer.reason if source is None else _reason(source)
+        row = replace(
+            layer,
+            shape=tuple(int(d or 0) for d in shape),
+            bias=bias,
+            prunable=not reason,
+            reason=reason,
+        )
         rows.setdefault(layer.weight, row)
     return list(rows.values())
 

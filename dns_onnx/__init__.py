@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dns_onnx.config import Config, load_config, load_recipe
+    from dns_onnx.config import Config, load_config, load_recipe, parse_config
     from dns_onnx.converters.exporter import convert, export_model
     from dns_onnx.converters.importer import import_model
     from dns_onnx.pipeline import Result, compress
@@ -20,6 +20,7 @@ __all__ = [
     "import_model",
     "load_config",
     "load_recipe",
+    "parse_config",
 ]
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "import_model": "dns_onnx.converters.importer",
     "load_config": "dns_onnx.config",
     "load_recipe": "dns_onnx.config",
+    "parse_config": "dns_onnx.config",
 }
 
 

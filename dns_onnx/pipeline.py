@@ -122,8 +122,8 @@ def compress(
     )  # fmt: skip
     limit = TRAIN_METRIC_ROWS if source == "training" else None
     found = check(
-        Path(model), out, evaluation_pairs(judged, limit), reference=masked_graph(graph.to("cpu"), specs),
-        max_drop=max_drop, seconds=bench_seconds,
+        Path(model), out, evaluation_pairs(judged, limit),
+        reference=masked_graph(graph.to("cpu"), specs), max_drop=max_drop, seconds=bench_seconds,
     )  # fmt: skip
     return Result(
         out, config, str(where), outcome, layer_results(run), export, found, source, run.folder

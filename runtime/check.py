@@ -12,15 +12,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import external_data_helper, numpy_helper
 
-from dns_onnx.converters.encodings import to_dense
 from dns_onnx.converters.encodings.functions import DOMAIN
+from dns_onnx.converters.reader import read_model
 from dns_onnx.errors import NativeLibraryError
 from dns_onnx.runtime import metrics
 from dns_onnx.runtime.bench import Timing, bench, random_inputs
 from dns_onnx.runtime.library import library_path
 from dns_onnx.runtime.session import session
+from dns_onnx.runtime.sizes import Sizes, TensorCount, measure
 
 Array = NDArray[Any]
 Reference = Callable[[Mapping[str, Array]], Sequence[Any]]
@@ -36,27 +36,6 @@ class OutputError:
     max_abs: float
     scale: float
     equal: bool
-
-
-@dataclass(frozen=True)
-class TensorCount:
-    """Entries of one float initializer in the original (size) and nonzeros of it in the file."""
-
-    name: str
-    size: int
-    nnz: int
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes on disk, external data included, beside what they could be."""
-
-    original: int
-    file: int
-    file_gzip: int
-    dense: int
-    dense_gzip: int
-    entropy_bound: int
 
 
 @dataclass(frozen=True)
@@ -118,7 +97,7 @@ def check(
     options = _quiet()
     before = session(original, native=False, threads=threads, options=options)
     after = session(pruned, native=False, threads=threads, options=options)
-    dense = to_dense(_load(pruned))
+    dense = read_model(pruned)
     batches = list(data) if data is not None else []
     sample = dict(batches[0][0]) if batches else random_inputs(before)
     against = "the masked training graph"
@@ -132,7 +111,7 @@ def check(
     if labelled:
         error_before, rows = metrics.error_rate(before, labelled)
         error_after, _ = metrics.error_rate(after, labelled)
-    sizes, tensors = _sizes(original, pruned, dense)
+    sizes, tensors = measure(original, pruned, dense)
     timings = _race(original, pruned, sample, seconds, threads)
     problems = [
         f"output '{o.name}' differs from {against} by {o.max_abs:.3g} at scale {o.scale:.3g}"
@@ -199,51 +178,6 @@ def _quiet() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: a model's own warnings are not ours to repeat
     return options
-
-
-def _load(path: str | Path) -> onnx.ModelProto:
-    return onnx.load(os.fspath(path))
-
-
-def file_bytes(path: str | Path) -> int:
-    """Bytes of a model on disk, its external data files included."""
-    model = onnx.load(os.fspath(path), load_external_data=False)
-    folder = Path(path).parent
-    outside = {
-        entry.value
-        for tensor in external_data_helper._get_all_tensors(model)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return sum(file.stat().st_size for file in [Path(path), *(folder / n for n in outside)])
-
-
-def _sizes(
-    original: str | Path, pruned: str | Path, dense: onnx.ModelProto
-) -> tuple[Sizes, list[TensorCount]]:
-    """Bytes of the file beside its alternatives, and nonzeros counted in the file's own arrays."""
-    kept = {i.name: _nonzeros(i) for i in dense.graph.initializer}
-    counts = [
-        TensorCount(i.name, int(np.prod(i.dims)), kept.get(i.name, 0))
-        for i in _load(original).graph.initializer
-        if i.data_type in _FLOATS
-    ]
-    plain = dense.SerializeToString()
-    bound = sum(metrics.entropy_bound(c.size, c.nnz) for c in counts)
-    stored = Path(pruned).read_bytes()
-    sizes = Sizes(
-        file_bytes(original), file_bytes(pruned), metrics.gzip_bytes(stored), len(plain),
-        metrics.gzip_bytes(plain), round(bound),
-    )  # fmt: skip
-    return sizes, counts
-
-
-_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16,
-           onnx.TensorProto.DOUBLE}  # fmt: skip
-
-
-def _nonzeros(tensor: onnx.TensorProto) -> int:
-    return int(np.count_nonzero(numpy_helper.to_array(tensor)))
 
 
 def _race(

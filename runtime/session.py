@@ -7,12 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import onnxruntime as ort
 
 from dns_onnx.errors import ModelError, NativeLibraryError
+from dns_onnx.runtime.dispatch import fold_slow_layers
 from dns_onnx.runtime.library import library_path
 
 _log = logging.getLogger(__name__)
@@ -27,10 +29,12 @@ class SessionNotes:
     """How a session was made; found as its attribute `dns_onnx`.
 
     native: whether the sparse kernels are registered.  reason: why not, empty if they are.
+    folded: sparse layers that run dense, because on this machine that is faster.
     """
 
     native: bool
     reason: str
+    folded: tuple[str, ...] = ()
 
 
 def session(
@@ -39,6 +43,7 @@ def session(
     *,
     native: bool | Literal["require"] = True,
     threads: int | None = None,
+    choose: bool = True,
     options: ort.SessionOptions | None = None,
 ) -> ort.InferenceSession:
     """Opens a model in ONNX Runtime, with the native sparse kernels where they can help.
@@ -47,6 +52,8 @@ def session(
     None asks for CUDA where a device exists, then for the CPU.  native: False leaves the kernels
     out, "require" makes their absence an error; they run on the CPU, so by default a session on
     another device goes without.  threads: for work inside one node.
+    choose: decide again, for this machine, which sparse layers run dense (dispatch.py); a model
+    with layers of 15 % density and more costs a second of measuring, once for each machine.
     The session's attribute `dns_onnx` is a SessionNotes.
     Raises NativeLibraryError (native="require") and ModelError (the model does not load).
     """
@@ -57,6 +64,9 @@ def session(
     notes = _register(options, chosen, native)
     source = model if isinstance(model, bytes) else os.fspath(model)
     where = "model" if isinstance(source, bytes) else source
+    if notes.native and choose:
+        source, folded = _choose(source, options.intra_op_num_threads)
+        notes = replace(notes, folded=tuple(folded))
     try:
         made = ort.InferenceSession(source, options, providers=chosen)
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
@@ -66,6 +76,20 @@ def session(
     made.dns_onnx = notes
     _log.debug("%s: native kernels: %s %s", where, notes.native, notes.reason)
     return made
+
+
+def _choose(source: str | bytes, threads: int) -> tuple[str | bytes, list[str]]:
+    """The model with its slow sparse layers made dense, and their names.
+
+    A file stays a path where nothing changes, or where it keeps data beside it: ONNX Runtime finds
+    those by the file's own folder.
+    """
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError:  # ONNX Runtime says what is wrong with the path
+        return source, []
+    changed, folded = fold_slow_layers(data, threads)
+    return (changed, folded) if folded else (source, [])
 
 
 def default_providers() -> list[Provider]:

@@ -29,6 +29,8 @@ _HOPELESS_DENSITY = 1 - 1 / 64
 
 _DECODERS = ("GapsToIndices", "BitmaskToDense", "DequantizeRows")
 
+_WHOLE_WEIGHT = ("BitmaskToDense", "Cast", "CsrToDense")
+
 WantsKernel = Callable[[NodeProto, tuple[int, ...], float], bool]
 
 
@@ -139,7 +141,7 @@ class Plan:
             matrix = replace(matrix, one_row=sparse_use(site)[0] is None)
             for code in self._codes:
                 candidate.drafts += csr.drafts(site, matrix, stem, code, use, self._shapes)
-            if use is not None and candidate.drafts[-1].operator == "CsrToDense":
+            if use is not None and all(d.operator in _WHOLE_WEIGHT for d in candidate.drafts):
                 candidate.reason = "its padding depends on the input size"
         if self._code != "float32":
             _, refusal = coding(site, matrix, stem, self._code, rows=True)

@@ -79,24 +79,25 @@ def _write_external(model: ModelProto, target: Path) -> list[Path]:
     data_path = target.with_name(f"{target.name}.data")
     light = ModelProto()
     light.CopyFrom(model)
-    chunks: list[tuple[int, bytes]] = []
-    offset = 0
+    end = 0
+    offsets: list[int | None] = []
     for tensor in _tensors(light.graph):
-        raw = tensor.raw_data
-        if len(raw) <= EXTERNAL_BYTES:
+        size = len(tensor.raw_data)
+        if size <= EXTERNAL_BYTES:
+            offsets.append(None)
             continue
-        step = _PAGE if len(raw) >= _PAGED_BYTES else _ALIGNMENT
-        offset += -offset % step
-        chunks.append((offset, raw))
-        _point_outside(tensor, data_path.name, offset, len(raw))
-        offset += len(raw)
+        end += -end % (_PAGE if size >= _PAGED_BYTES else _ALIGNMENT)
+        _point_outside(tensor, data_path.name, end, size)
+        offsets.append(end)
+        end += size
+    head = light.SerializeToString()
 
     def write_data(file: BinaryIO) -> None:
-        for start, raw in chunks:
-            file.write(b"\0" * (start - file.tell()))
-            _write(file, raw)
+        for tensor, offset in zip(_tensors(model.graph), offsets, strict=True):
+            if offset is not None:
+                file.write(b"\0" * (offset - file.tell()))
+                _write(file, tensor.raw_data)
 
-    head = light.SerializeToString()
     _replace({data_path: write_data, target: lambda file: _write(file, head)})
     return [target, data_path]
 

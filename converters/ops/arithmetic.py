@@ -68,7 +68,7 @@ def div(a: Tensor, b: Tensor, *, axis: int | None = None, broadcast: int = 0) ->
 
 def _unsigned_quotient(a: Tensor, b: Tensor) -> Tensor:
     """uint64 division by int64 arithmetic: half the dividend, then correct the last bit."""
-    x, y = torch.broadcast_tensors(a.view(torch.int64), b.view(torch.int64))  # type: ignore[no-untyped-call]
+    x, y = torch.broadcast_tensors(a.view(torch.int64), b.view(torch.int64))
     half = torch.bitwise_and(x >> 1, 2**63 - 1)
     quotient = torch.div(half, y, rounding_mode="trunc") << 1
     rest = x - quotient * y

@@ -247,7 +247,7 @@ def size(data: Tensor) -> Tensor:
 @op("Expand", 8, 13, static=("shape",), layout=True)
 def expand(x: Tensor, shape: Ints) -> Tensor:
     """Broadcast with a tensor of the given shape.  Source: ONNX operators, Expand 8-13."""
-    wanted = torch.broadcast_shapes(tuple(x.shape), tuple(shape))  # type: ignore[no-untyped-call]
+    wanted = torch.broadcast_shapes(tuple(x.shape), tuple(shape))
     return x.expand(wanted)
 
 

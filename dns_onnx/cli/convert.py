@@ -11,7 +11,7 @@ from dns_onnx import report
 from dns_onnx.cli.compress import Format
 from dns_onnx.cli.console import out, show
 from dns_onnx.converters.exporter import convert
-from dns_onnx.runtime.check import file_bytes
+from dns_onnx.runtime.sizes import file_bytes
 
 NAME = "convert"
 EXAMPLE = "Example: dns-onnx convert small.onnx -o plain.onnx --format dense"

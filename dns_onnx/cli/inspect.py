@@ -17,7 +17,7 @@ from dns_onnx.converters.layers import layers
 from dns_onnx.converters.reader import read_model
 from dns_onnx.masks import holders
 from dns_onnx.prepare import input_specs
-from dns_onnx.runtime.check import file_bytes
+from dns_onnx.runtime.sizes import file_bytes
 
 NAME = "inspect"
 EXAMPLE = "Example: dns-onnx inspect lenet5.onnx --json layers.json"

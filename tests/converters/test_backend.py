@@ -20,6 +20,7 @@ with warnings.catch_warnings():
 EXCLUDED = {
     r"^test_bernoulli.*_cpu$": "the expected values are another generator's random draws",
     r"^test_attention_4d_causal_fp16(_expanded)?_cpu$": "half-precision sums in another order",
+    r"^test_loop16_seq_none_cpu$": "the official runner compares the sequence as one array",
     r"^test_dft_inverse(_opset19)?_cpu$": "single-precision noise where the exact result is zero",
 }
 if importlib.util.find_spec("PIL") is None:

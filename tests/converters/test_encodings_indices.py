@@ -42,7 +42,7 @@ def weights(draw: Any) -> Any:
     return bits.view(np.float32)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(weights())
 def test_every_layout_keeps_every_bit(weight: Any) -> None:
     matrix = Matrix.from_dense(weight)
@@ -51,7 +51,7 @@ def test_every_layout_keeps_every_bit(weight: Any) -> None:
         assert decoded(matrix, layout).tobytes() == wanted.tobytes(), layout
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 299_999), unique=True, max_size=8), st.sampled_from([1, 3, 1000]))
 def test_huge_gaps_are_bridged_by_stored_zeros(positions: list[int], rows: int) -> None:
     weight = np.zeros(300_000, np.float32)

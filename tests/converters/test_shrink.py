@@ -254,7 +254,7 @@ def test_published_lenet5_keeps_8_filters_and_57_hidden_units(
     assert shapes["conv2.weight"] == [19, 8, 5, 5]
     assert shapes["ip1.weight"] == [57, 304]
     raw = gzip.decompress((mnist / "t10k-images-idx3-ubyte.gz").read_bytes())
-    images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28)[:2000]
+    images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28)[:500]
     digits = images.astype(np.float32) / 256
     (before,), (after,) = run(model, data=digits), run(shrunk, data=digits)
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-4)

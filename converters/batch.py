@@ -1,0 +1,186 @@
+"""Free the batch axis of a model whose exporter fixed it.
+
+Many files take one sample at a time: the inputs say so, and so do the constants that Reshape
+nodes read.  Both are changed in a copy of the model that is trained; the file that is written
+back keeps the original's shapes.  The change counts only once a run has proven it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from torch import Tensor
+
+from dns_onnx.converters.dtypes import torch_dtype
+from dns_onnx.converters.importer import import_model
+from dns_onnx.converters.reader import infer_shapes
+from dns_onnx.converters.values import Shape, type_table
+from dns_onnx.errors import DnsOnnxError
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class FreedBatch:
+    """A model to train, and whether it takes batches of any size.
+
+    model: the changed copy, or the model as it was.  size: the batch that the file fixes, 0 if
+    it fixes none.  reason: why the axis could not be freed; "" if it is free.
+    """
+
+    model: ModelProto
+    size: int
+    reason: str
+
+    @property
+    def free(self) -> bool:
+        return not self.reason
+
+
+def free_batch(model: ModelProto, *, seed: int = 0) -> FreedBatch:
+    """Make the first axis of every input free, where the graph computes sample by sample.
+
+    The proof: a batch of two samples (or groups of them, of the size that the file fixes) gives
+    what each gives alone, on random inputs drawn from the seed.
+    """
+    inputs = _data_inputs(model.graph)
+    sizes = {_first_size(info) for info in inputs}
+    if sizes <= {None}:
+        return FreedBatch(model, 0, "")
+    if len(sizes) > 1 or None in sizes:
+        return FreedBatch(model, 0, "the inputs do not share one batch size")
+    size = int(sizes.pop() or 0)
+    freed = ModelProto()
+    freed.CopyFrom(model)
+    for info in _data_inputs(freed.graph):
+        info.type.tensor_type.shape.dim[0].dim_param = "batch"
+    _free_reshapes(freed.graph, type_table_of(model), size)
+    del freed.graph.value_info[:]
+    reason = _disproof(model, freed, size, seed)
+    return FreedBatch(model if reason else freed, size, reason)
+
+
+def type_table_of(model: ModelProto) -> dict[str, tuple[int, Shape | None]]:
+    """Name -> (element type, shape) of every value that shape inference knows."""
+    graph = infer_shapes(model).graph
+    return type_table([*graph.value_info, *graph.output, *graph.input])
+
+
+def _data_inputs(graph: GraphProto) -> list[ValueInfoProto]:
+    held = {tensor.name for tensor in graph.initializer}
+    return [info for info in graph.input if info.name not in held]
+
+
+def _first_size(info: ValueInfoProto) -> int | None:
+    dims = info.type.tensor_type.shape.dim
+    if not dims or not dims[0].HasField("dim_value") or dims[0].dim_value < 1:
+        return None
+    return int(dims[0].dim_value)
+
+
+def _free_reshapes(
+    graph: GraphProto, types: dict[str, tuple[int, Shape | None]], size: int
+) -> None:
+    """Rewrite the constants of Reshape nodes that repeat the batch size."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensors[node.output[0]] = node.attribute[0].t
+    added = []
+    for index, node in enumerate(graph.node):
+        if node.op_type != "Reshape" or len(node.input) < 2 or node.input[1] not in tensors:
+            continue
+        source = types.get(node.input[0], (0, None))[1]
+        target = [int(d) for d in numpy_helper.to_array(tensors[node.input[1]]).reshape(-1)]
+        wanted = _free_target(target, source, size, _allows_zero(node))
+        if wanted is not None and wanted != target and node.input[0] not in tensors:
+            name = f"{node.input[1]}_free_{index}"
+            added.append(numpy_helper.from_array(np.array(wanted, np.int64), name))
+            node.input[1] = name
+    graph.initializer.extend(added)
+
+
+def _allows_zero(node: NodeProto) -> bool:
+    return any(a.name == "allowzero" and a.i for a in node.attribute)
+
+
+def _free_target(
+    target: list[int], source: Shape | None, size: int, allow_zero: bool
+) -> list[int] | None:
+    """The target shape of a Reshape with its batch left open; None if there is no telling."""
+    if source is None or None in source:
+        return _guessed_target(target, size, allow_zero)
+    if not source or not target or source[0] != size:
+        return None
+    if target[0] == -1 or (target[0] == 0 and not allow_zero):
+        return target
+    if 0 in target:
+        return None
+    total = int(np.prod([d or 0 for d in source]))
+    if -1 in target:
+        known = int(np.prod([d for d in target if d != -1]))
+        target = [total // known if d == -1 else d for d in target]
+    return [-1, *target[1:]] if target[0] % size == 0 else None
+
+
+def _guessed_target(target: list[int], size: int, allow_zero: bool) -> list[int] | None:
+    """As `_free_target` where the operand's shape is unknown; the proof tells if it was right."""
+    if not target or target[0] != size or 0 in target:
+        return None
+    if -1 not in target:
+        return [-1, *target[1:]]
+    return None if allow_zero else [0, *target[1:]]
+
+
+def _disproof(model: ModelProto, freed: ModelProto, size: int, seed: int) -> str:
+    """Why the freed model does not compute sample by sample; "" if it does."""
+    try:
+        one, many = import_model(model).eval(), import_model(freed).eval()
+        groups = [_draws(model, seed + i) for i in range(2)]
+        with torch.no_grad():
+            alone = [_outputs(one(*group)) for group in groups]
+            joined = [torch.cat(parts) for parts in zip(*groups, strict=True)]
+            together = _outputs(many(*joined))
+    except (DnsOnnxError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"a larger batch does not run: {text}"
+    for index, value in enumerate(together):
+        parts = [outputs[index] for outputs in alone]
+        if not isinstance(value, Tensor):
+            continue
+        if any(part.dim() == 0 for part in parts):
+            return f"output {index} has no batch axis"
+        if not _close(value, torch.cat(parts)):
+            return f"output {index} of a batch differs from its samples' own"
+    return ""
+
+
+def _outputs(result: Any) -> Sequence[Any]:
+    return result if type(result) is tuple else (result,)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return bool((a == b).all())
+    scale = float(b.abs().max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(scale, 1e-6), equal_nan=True)
+
+
+def _draws(model: ModelProto, seed: int) -> list[Tensor]:
+    """Random operands of the shapes that the file declares; open sizes are 1."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = []
+    for info in _data_inputs(model.graph):
+        kind = info.type.tensor_type
+        shape = [int(d.dim_value) or 1 for d in kind.shape.dim]
+        drawn = torch.rand(shape, generator=generator)
+        dtype = torch_dtype(kind.elem_type)
+        draws.append(drawn.to(dtype) if kind.elem_type in _FLOATS else (drawn * 2).to(dtype))
+    return draws

@@ -1,0 +1,53 @@
+"""The same surgery on a CUDA device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dns_onnx import compress
+from dns_onnx.config import parse_config
+from dns_onnx.masks import Masked
+from dns_onnx.surgery import LayerSurgery, Schedule
+
+pytestmark = pytest.mark.gpu
+
+
+def test_masks_are_the_same_as_on_the_cpu() -> None:
+    weight = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    masks = []
+    for device in ("cpu", "cuda"):
+        holder = Masked("w", weight.to(device))
+        holder.attach_mask()
+        layer = LayerSurgery("layer", [holder], Schedule(1.0))
+        for i in range(3):
+            layer.update(i)
+            with torch.no_grad():
+                holder.weight.mul_(1.3)
+        masks.append(holder.mask.cpu())
+    assert torch.equal(*masks)
+
+
+def test_a_surgery_step_does_not_wait_for_the_device() -> None:
+    holder = Masked("w", torch.randn(300, 200, device="cuda"))
+    holder.attach_mask()
+    layer = LayerSurgery("layer", [holder], Schedule(1.0))
+    layer.update(0)  # measures mu and std, which waits, once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer.update(1)
+        holder().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compress_on_cuda(small: Path) -> None:
+    config = parse_config({"train": {"iterations": 200}, "surgery": {"c_rate": 0.8}}, "test")
+    result = compress(
+        small / "net.onnx", small / "out.onnx", train=f"{small}/train.npz", config=config,
+        device="cuda", bench_seconds=0.05,
+    )  # fmt: skip
+    assert result.device == "cuda"
+    assert result.check.ok, result.check.problems
