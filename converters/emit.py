@@ -216,6 +216,7 @@ def _note_output(builder: Builder, name: str, node: fx.Node, host: bool) -> None
         elem, shape = builder.types.get(name, (0, None))
         value = builder.values[name] = Value(name, elem, shape)
     value.node, value.host = node, host
+    node.meta["elem"] = value.elem
 
 
 def _arguments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from dns_onnx.converters.dtypes import FLOATING
 from dns_onnx.converters.registry import registered
 from dns_onnx.masks import Masked
 
@@ -56,6 +57,7 @@ def _reached(graph: fx.GraphModule) -> set[fx.Node]:
             live.add(node)
         elif node.op in ("call_function", "call_method"):
             stops = node.meta.get("op") in blocked or node.meta.get("opaque", False)
+            stops = stops or (node.meta.get("elem") or 1) not in FLOATING
             if not stops and any(source in live for source in node.all_input_nodes):
                 live.add(node)
     return live

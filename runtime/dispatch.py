@@ -32,17 +32,20 @@ _RUNS = 9
 # one layer of each kind, small enough to measure in milliseconds: (input shape, weight shape)
 _PROBES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "linear": ((1, 2048), (1024, 2048)),
+    "large linear": ((1, 4096), (3072, 4096)),
     "conv": ((1, 64, 28, 28), (64, 64, 3, 3)),
     "pointwise": ((1, 128, 28, 28), (128, 128, 1, 1)),
     "depthwise": ((1, 64, 28, 28), (64, 1, 3, 3)),
 }
 _DENSITIES = (0.25, 0.75)
+_LARGE = 32 << 20  # bytes of a dense weight that no cache holds from run to run
 
 
 def fold_slow_layers(data: bytes, threads: int) -> tuple[bytes, list[str]]:
     """Hands the layers whose sparse kernel would lose back to the dense one.
 
-    data: a serialized model; one with external data stays as it is.  threads: of the session, 0 for ONNX Runtime's default.
+    data: a serialized model; one with external data stays as it is.  threads: of the session,
+    0 for ONNX Runtime's default.
     Returns the model, changed only if the list of node names beside it is not empty.
     """
     if b"Csr" not in data:
@@ -74,7 +77,7 @@ def fold_slow_layers(data: bytes, threads: int) -> tuple[bytes, list[str]]:
 def thresholds(threads: int) -> dict[str, float]:
     """Density above which the dense kernel is faster, for each kind of layer.
 
-    Measured once for this CPU, ONNX Runtime and thread count (under a second), then read from a
+    Measured once for this CPU, ONNX Runtime and thread count (one to three seconds), then read from a
     file in the user's cache folder; the environment variable DNS_ONNX_CACHE names another folder.
     """
     key = "|".join(
@@ -92,7 +95,9 @@ def thresholds(threads: int) -> dict[str, float]:
     return found
 
 
-def _density(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> tuple[str, float] | None:
+def _density(
+    node: onnx.NodeProto, constants: Mapping[str, TensorProto]
+) -> tuple[str, float] | None:
     """Kind and density of a sparse layer whose matrix is stored in the file, else None."""
     if node.domain != DOMAIN or node.op_type not in OPERATORS or len(node.input) < 5:
         return None
@@ -104,7 +109,7 @@ def _density(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> tupl
     if size <= 0:
         return None
     if node.op_type != "CsrConv":
-        kind = "linear"
+        kind = "large linear" if size * 4 > _LARGE else "linear"
     elif dims[1] == 1:
         kind = "depthwise"
     else:
@@ -147,7 +152,7 @@ def _times(kind: str, density: float, threads: int) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     weight = rng.standard_normal(weight_shape) * (rng.random(weight_shape) < density)
     x = {"X": rng.standard_normal(shape).astype(np.float32)}
-    sessions = [_probe(kind, shape, weight.astype(np.float32), threads, sparse=s) for s in (0, 1)]
+    sessions = [_probe(shape, weight.astype(np.float32), threads, sparse=s) for s in (False, True)]
     best = [math.inf, math.inf]
     for _ in range(_RUNS):
         for i, probe in enumerate(sessions):
@@ -159,10 +164,10 @@ def _times(kind: str, density: float, threads: int) -> tuple[float, float]:
 
 
 def _probe(
-    kind: str, shape: tuple[int, ...], weight: np.ndarray[Any, Any], threads: int, *, sparse: int
+    shape: tuple[int, ...], weight: np.ndarray[Any, Any], threads: int, *, sparse: bool
 ) -> ort.InferenceSession:
     """A session over one layer."""
-    op_type = "Gemm" if kind == "linear" else "Conv"
+    op_type = "Gemm" if len(weight.shape) == 2 else "Conv"
     attributes: dict[str, Any] = {"transB": 1}
     if op_type == "Conv":
         pad, group = weight.shape[-1] // 2, shape[1] // weight.shape[1]

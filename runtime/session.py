@@ -53,7 +53,7 @@ def session(
     out, "require" makes their absence an error; they run on the CPU, so by default a session on
     another device goes without.  threads: for work inside one node.
     choose: decide again, for this machine, which sparse layers run dense (dispatch.py); a model
-    with layers of 15 % density and more costs a second of measuring, once for each machine.
+    with layers denser than 15 % costs some seconds of measuring, once for each machine.
     The session's attribute `dns_onnx` is a SessionNotes.
     Raises NativeLibraryError (native="require") and ModelError (the model does not load).
     """

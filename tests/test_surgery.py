@@ -72,12 +72,17 @@ def test_statistics_are_over_nonzero_entries_of_weights_and_biases_together() ->
     ],
 )
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_prune_and_splice(magnitude: float, kept: bool, after: bool, sign: float) -> None:
-    weight = torch.tensor([sign * magnitude], dtype=torch.float64)
-    mask = torch.tensor([kept])
-    prune_and_splice(weight, mask, 0.9, 1.1)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_prune_and_splice(
+    magnitude: float, kept: bool, after: bool, sign: float, dtype: torch.dtype
+) -> None:
+    weight = torch.tensor([sign * magnitude], dtype=dtype)
+    before, mask = weight.clone(), torch.tensor([kept])
+    # thresholds as the dtype holds them, so that "at the threshold" means the same in each
+    a, b = torch.tensor([0.9, 1.1], dtype=dtype).tolist()
+    prune_and_splice(weight, mask, a, b)
     assert bool(mask) is after
-    assert float(weight) == sign * magnitude
+    assert torch.equal(weight, before)
 
 
 def test_large_tensors_are_updated_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
