@@ -38,7 +38,7 @@ from dns_onnx.converters.layers import Layer, describe_layer, with_biases
 from dns_onnx.converters.order import topological
 from dns_onnx.converters.registry import Operator, find
 from dns_onnx.converters.values import Dims, Shape, Value, element_and_shape, type_table
-from dns_onnx.errors import ModelError
+from dns_onnx.errors import DnsOnnxError, ModelError
 
 # Operators that change a weight's element type or layout only: the weight shows through them.
 _CARRIES = frozenset({"Cast", "CastLike", "DequantizeLinear"})
@@ -185,9 +185,21 @@ class Builder:
     # ---- nodes ------------------------------------------------------------------------------
 
     def build(self) -> None:
-        """Add every node of the ONNX graph."""
+        """Add every node of the ONNX graph.
+
+        Raises ModelError, naming the node, for one that its operator cannot take.
+        """
         for node in topological(self.proto):
-            self.add(node)
+            try:
+                self.add(node)
+            except DnsOnnxError:
+                raise
+            except Exception as error:
+                label = node.name or next(iter(node.output), "")
+                raise ModelError(
+                    f"{node.op_type} '{label}': expected operands and attributes that fit it, "
+                    f"got {type(error).__name__}: {error}"
+                ) from error
 
     def add(self, node: NodeProto) -> None:
         """Add one ONNX node: as a constant, as shape arithmetic, or as calls in the graph."""

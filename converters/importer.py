@@ -11,7 +11,7 @@ from dns_onnx.converters import ops as _ops  # noqa: F401  (fills the registry)
 from dns_onnx.converters.builder import Builder
 from dns_onnx.converters.order import unsupported
 from dns_onnx.converters.reader import infer_shapes, inline_functions, read_model
-from dns_onnx.errors import UnsupportedOperatorError
+from dns_onnx.errors import DnsOnnxError, ModelError, UnsupportedOperatorError
 
 
 def import_model(model: str | os.PathLike[str] | ModelProto) -> fx.GraphModule:
@@ -26,10 +26,21 @@ def import_model(model: str | os.PathLike[str] | ModelProto) -> fx.GraphModule:
     that has no implementation.
     """
     where = "ModelProto" if isinstance(model, ModelProto) else os.fspath(model)
+    try:
+        return _import(model, str(where))
+    except DnsOnnxError:
+        raise
+    except Exception as error:  # a damaged model can break any rule of the format
+        raise ModelError(
+            f"{where}: expected a valid ONNX model, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def _import(model: str | os.PathLike[str] | ModelProto, where: str) -> fx.GraphModule:
     proto = inline_functions(read_model(model, load_data=False))
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
     missing = unsupported(proto.graph, opsets)
     if missing:
-        raise UnsupportedOperatorError(str(where), missing)
+        raise UnsupportedOperatorError(where, missing)
     builder = Builder(proto.graph, infer_shapes(proto).graph, opsets)
     return builder.module(output.name for output in proto.graph.output)

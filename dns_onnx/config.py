@@ -106,7 +106,11 @@ class LayerRule(_Strict):
 
 
 class LayerSettings(_Strict):
-    """Surgery settings of one layer, every field known.  The fields are those of LayerRule."""
+    """Surgery settings of one layer, every field known.  The fields are those of LayerRule.
+
+    By default the threshold starts low (c_rate * ramp_from) and rises while the net adapts: a
+    high one from the first iteration on breaks nets that were not tuned for it.
+    """
 
     prune: bool = True
     prune_bias: bool = True
@@ -114,8 +118,8 @@ class LayerSettings(_Strict):
     gamma: float = Field(1e-4, ge=0)
     power: float = Field(1.0, ge=0)
     iter_stop: int | None = Field(None, description="default: 70 % of the iterations")
-    ramp_from: float = 1.0
-    ramp_iters: int = Field(0, ge=0)
+    ramp_from: float = -1.0
+    ramp_iters: int | None = Field(None, ge=0, description="default: 40 % of the iterations")
     weight_mask: MaskStart = "kept"
     bias_mask: MaskStart = "kept"
 
@@ -156,6 +160,8 @@ class Config(_Strict):
                 settings.update(given)
         if settings["iter_stop"] is None:
             settings["iter_stop"] = int(0.7 * self.train.iterations)
+        if settings["ramp_iters"] is None:
+            settings["ramp_iters"] = int(0.4 * self.train.iterations)
         return LayerSettings(**settings)
 
     def unused_rules(self, layers: Iterable[tuple[str, ...]]) -> list[str]:

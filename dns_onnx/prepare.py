@@ -69,7 +69,7 @@ def schedule_of(settings: LayerSettings) -> Schedule:
     """The part of a layer's settings that drives its surgery."""
     return Schedule(
         settings.c_rate, settings.gamma, settings.power, settings.iter_stop or 0,
-        settings.ramp_from, settings.ramp_iters,
+        settings.ramp_from, settings.ramp_iters or 0,
     )  # fmt: skip
 
 

@@ -27,6 +27,8 @@ DOMAIN = "dns_onnx"
 OPERATORS = ("CsrGemm", "CsrMatMul", "CsrConv")
 FOLDED = "Folded"  # suffix of the function copies
 SURE = 0.15  # below this density the sparse kernel wins on every machine; needs no measurement
+SMALL = 1 << 16  # entries of a dense weight below which the choice is not worth a measurement
+DEPTHWISE = "depthwise"  # one channel a filter: bringing it into panels costs more than it saves
 _RUNS = 9
 
 # one layer of each kind, small enough to measure in milliseconds: (input shape, weight shape)
@@ -35,7 +37,6 @@ _PROBES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "large linear": ((1, 4096), (3072, 4096)),
     "conv": ((1, 64, 28, 28), (64, 64, 3, 3)),
     "pointwise": ((1, 128, 28, 28), (128, 128, 1, 1)),
-    "depthwise": ((1, 64, 28, 28), (64, 1, 3, 3)),
 }
 _DENSITIES = (0.25, 0.75)
 _LARGE = 32 << 20  # bytes of a dense weight that no cache holds from run to run
@@ -60,7 +61,7 @@ def fold_slow_layers(data: bytes, threads: int) -> tuple[bytes, list[str]]:
         if found is None:
             continue
         kind, density = found
-        if (density > SURE or kind == "depthwise") and density > thresholds(threads)[kind]:
+        if kind == DEPTHWISE or (density > SURE and density > thresholds(threads)[kind]):
             slow.append(node)
     known = {function.name: function for function in model.functions if function.domain == DOMAIN}
     slow = [node for node in slow if node.op_type in known]
@@ -77,8 +78,8 @@ def fold_slow_layers(data: bytes, threads: int) -> tuple[bytes, list[str]]:
 def thresholds(threads: int) -> dict[str, float]:
     """Density above which the dense kernel is faster, for each kind of layer.
 
-    Measured once for this CPU, ONNX Runtime and thread count (one to three seconds), then read from a
-    file in the user's cache folder; the environment variable DNS_ONNX_CACHE names another folder.
+    Measured once for this CPU, ONNX Runtime and thread count (one to three seconds), then read
+    from a file in the user's cache folder; the environment variable DNS_ONNX_CACHE names another.
     """
     key = "|".join(
         (platform.machine(), _cpu_name(), kernel_set(), ort.__version__, f"{threads} threads")
@@ -98,7 +99,7 @@ def thresholds(threads: int) -> dict[str, float]:
 def _density(
     node: onnx.NodeProto, constants: Mapping[str, TensorProto]
 ) -> tuple[str, float] | None:
-    """Kind and density of a sparse layer whose matrix is stored in the file, else None."""
+    """Kind and density of a sparse layer worth a choice: stored in the file, not small."""
     if node.domain != DOMAIN or node.op_type not in OPERATORS or len(node.input) < 5:
         return None
     values, shape = constants.get(node.input[1]), constants.get(node.input[4])
@@ -111,9 +112,11 @@ def _density(
     if node.op_type != "CsrConv":
         kind = "large linear" if size * 4 > _LARGE else "linear"
     elif dims[1] == 1:
-        kind = "depthwise"
+        return DEPTHWISE, math.prod(values.dims) / size
     else:
         kind = "pointwise" if math.prod(dims[2:]) == 1 else "conv"
+    if size < SMALL:
+        return None
     return kind, math.prod(values.dims) / size
 
 

@@ -33,6 +33,7 @@ def test_settings_of_the_authors(
         assert (layer.c_rate, layer.iter_stop, layer.gamma, layer.power) == (
             c_rate, iter_stop, 1e-4, 1,
         )  # fmt: skip
+        assert (layer.ramp_from, layer.ramp_iters) == (1.0, 0)
 
 
 def test_every_recipe_is_valid_and_bears_its_file_name() -> None:
@@ -63,6 +64,11 @@ def test_later_rules_override_earlier_ones_and_leave_the_rest() -> None:
 def test_iter_stop_defaults_to_seven_tenths() -> None:
     config = parse_config({"train": {"iterations": 1000}}, "x")
     assert config.layer_settings("any").iter_stop == 700
+
+
+def test_thresholds_rise_by_default() -> None:
+    settings = parse_config({"train": {"iterations": 1000}}, "x").layer_settings("any")
+    assert (settings.ramp_from, settings.ramp_iters) == (-1.0, 400)
 
 
 def test_rules_that_name_no_layer_are_found() -> None:

@@ -11,11 +11,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.layers import layers
-from dns_onnx.errors import ModelError, UnsupportedOperatorError
+from dns_onnx.errors import DnsOnnxError, ModelError, UnsupportedOperatorError
 from dns_onnx.masks import holders
 
 from .importer_models import assert_same, floats, graph_model, node_model
@@ -356,6 +359,24 @@ def test_external_weights_are_mapped_and_trained(tmp_path: Path) -> None:
     module(x).sum().backward()
     torch.optim.SGD(module.parameters(), 0.1).step()
     torch.testing.assert_close(import_model(path)(x), import_model(lenet()[0])(x))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_a_damaged_model_is_refused_cleanly(data: st.DataObject) -> None:
+    whole = bytearray(lenet()[0].SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(whole) - 1))
+        whole[place] = data.draw(st.integers(0, 255))
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(bytes(whole))
+    except DecodeError:
+        return
+    try:
+        import_model(model)
+    except DnsOnnxError:
+        pass
 
 
 @pytest.mark.gpu

@@ -49,7 +49,8 @@ def layer(make_layer: Make) -> Any:
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, limit: float) -> None:
-    kinds = ("linear", "large linear", "conv", "pointwise", "depthwise")
+    kinds = ("linear", "large linear", "conv", "pointwise")
+    monkeypatch.setattr(dispatch, "SMALL", 1)
     monkeypatch.setattr(dispatch, "thresholds", lambda threads: dict.fromkeys(kinds, limit))
 
 
@@ -78,10 +79,20 @@ def test_sparse_layer_needs_no_measurement(
         raise AssertionError(threads)
 
     monkeypatch.setattr(dispatch, "thresholds", refuse)
+    monkeypatch.setattr(dispatch, "SMALL", 1)
     weight = make_pruned(np.random.default_rng(0), (20, 50), 0.05)
     layer = make_layer("CsrGemm", weight, alpha=1.0, beta=1.0, transA=0, transB=1)
     data = layer.model(sparse=True, rank=2)
     assert dispatch.fold_slow_layers(data, 1) == (data, [])
+
+
+def test_depthwise_layer_always_runs_dense(make_layer: Make) -> None:
+    layer = make_layer("CsrConv", np.ones((4, 1, 3, 3), np.float32), group=4)
+    model = onnx.load_from_string(layer.model(sparse=True, rank=4))
+    model.functions.add(name="CsrConv", domain="dns_onnx")
+    data, names = dispatch.fold_slow_layers(model.SerializeToString(), 1)
+    assert names == ["layer"]
+    assert onnx.load_from_string(data).graph.node[0].op_type == "CsrConvFolded"
 
 
 def test_node_without_a_function_stays_sparse(
@@ -117,4 +128,4 @@ def test_damaged_cache_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_measured_crossing_is_a_density(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_RUNS", 1)
-    assert 0.0 <= dispatch._crossing("depthwise", 1) <= 1.0
+    assert 0.0 <= dispatch._crossing("conv", 1) <= 1.0
