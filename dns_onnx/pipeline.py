@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from dns_onnx.config import Config
+from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.exporter import Export, export_model
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
@@ -106,9 +107,10 @@ def compress(
     original = read_model(model)
     specs = input_specs(original)
     teaching, heldout, judged, source = load_datasets(train, eval, config, specs)
-    graph = import_model(original)
+    trained = free_batch(original).model  # the same weights; only the batch axis differs
+    graph = import_model(trained)
     run = prepare_run(
-        original, graph, config, where, Path(run_dir) if run_dir else out.with_suffix(".run"),
+        trained, graph, config, where, Path(run_dir) if run_dir else out.with_suffix(".run"),
         {"model": file_digest(model), "data": f"{len(teaching)} rows",
          "settings": config.model_dump(mode="json")},
     )  # fmt: skip
@@ -123,7 +125,8 @@ def compress(
     limit = TRAIN_METRIC_ROWS if source == "training" else None
     found = check(
         Path(model), out, evaluation_pairs(judged, limit),
-        reference=masked_graph(graph.to("cpu"), specs), max_drop=max_drop, seconds=bench_seconds,
+        reference=masked_graph(graph.to("cpu"), input_specs(trained)),
+        max_drop=max_drop, seconds=bench_seconds,
     )  # fmt: skip
     return Result(
         out, config, str(where), outcome, layer_results(run), export, found, source, run.folder

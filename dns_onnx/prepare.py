@@ -24,7 +24,7 @@ from dns_onnx.train import Run
 
 
 def prepare_run(
-    original: onnx.ModelProto, graph: fx.GraphModule, config: Config, device: torch.device,
+    model: onnx.ModelProto, graph: fx.GraphModule, config: Config, device: torch.device,
     folder: Path, fingerprint: dict[str, Any],
 ) -> Run:  # fmt: skip
     """Masks attached, layers chosen by the configuration, everything on the device."""
@@ -33,11 +33,11 @@ def prepare_run(
     found = layers(graph)
     surgery = Surgery(list(_operated(found, weights, config)), config.seed)
     biases = {layer.bias for layer in found if layer.bias}
-    specs = input_specs(original)
-    model = Classifier(
-        graph, score_value(original, config.train.output), fixed_batch([s.shape for s in specs])
+    specs = input_specs(model)
+    classifier = Classifier(
+        graph, score_value(model, config.train.output), fixed_batch([s.shape for s in specs])
     )
-    return Run(model, weights, biases, surgery, config, folder, device, fingerprint)
+    return Run(classifier, weights, biases, surgery, config, folder, device, fingerprint)
 
 
 def _operated(

@@ -120,6 +120,13 @@ def test_inspect(compressed: Path, cli) -> None:
     assert 0 < found["nonzero"] < 420
 
 
+def test_inspect_verifies_value_by_value(small: Path, cli) -> None:
+    code, out, err = cli("inspect", small / "net.onnx", "--verify")
+    assert code == 0, err
+    assert "Verified: every value equals" in out
+    assert "A loss can attach to: ['y']" in out
+
+
 def test_bench(compressed: Path, cli) -> None:
     code, out, _ = cli(
         "bench", compressed / "net.onnx", "--against", compressed / "small.onnx",

@@ -7,26 +7,50 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import onnx
+import torch
 import typer
 
-from dns_onnx import report
+from dns_onnx import report, sources
+from dns_onnx.cli.compress import DATA_HELP
 from dns_onnx.cli.console import out, show, write_json
+from dns_onnx.config import Preprocess
+from dns_onnx.converters.batch import free_batch
+from dns_onnx.converters.frontier import cut_off, frontier
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.layers import layers
 from dns_onnx.converters.reader import read_model
+from dns_onnx.converters.verify import Difference, compare_values
+from dns_onnx.errors import ModelError
+from dns_onnx.losses import fixed_batch
 from dns_onnx.masks import holders
 from dns_onnx.prepare import input_specs
+from dns_onnx.runtime.bench import random_inputs
+from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import file_bytes
 
 NAME = "inspect"
-EXAMPLE = "Example: dns-onnx inspect lenet5.onnx --json layers.json"
+EXAMPLE = "Example: dns-onnx inspect lenet5.onnx --json layers.json --verify"
+SAID = (
+    ("A loss can attach to", "frontier"),
+    ("Trained weights that no loss reaches", "cut_off"),
+    ("Steps that run in ONNX Runtime, outside training", "opaque"),
+    ("The batch size is fixed", "batch"),
+)
 
 
 def command(
     model: Annotated[Path, typer.Argument(help="an ONNX model, dense or compressed")],
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write all figures there")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="compare every value of the graph with ONNX Runtime")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"rows for --verify; default: random ones. {DATA_HELP}", metavar="DATA"),
     ] = None,
 ) -> None:
     """Show inputs, outputs, opset and each layer: parameters, zeros, prunable or why not."""
@@ -47,10 +71,47 @@ def command(
     ]  # fmt: skip
     header = ["node", "operator", "weight", "shape", "parameters", "share", "zeros", "prunable"]
     show("Layers", (header, rows))
+    for title, key in SAID:
+        if facts[key]:
+            out.print(f"{title}: {facts[key]}", markup=False)
     for key, value in facts["metadata"].items():
         out.print(f"{key}: {value}", markup=False)
+    differences = verified(model, data) if verify else []
     if json_file is not None:
-        write_json(json_file, facts)
+        write_json(json_file, {**facts, "differences": [asdict(d) for d in differences]})
+    if differences:
+        raise typer.Exit(1)
+
+
+def verified(path: Path, data: str | None) -> list[Difference]:
+    """Run the graph and ONNX Runtime side by side; say where they part.
+
+    Raises ModelError where the model does not run on these inputs.
+    """
+    model = read_model(path)
+    if data is None:
+        feeds = random_inputs(session(model.SerializeToString(), native=False))
+    else:
+        specs = input_specs(model)
+        rows = np.arange(fixed_batch([s.shape for s in specs]) or 1)
+        feeds = sources.load(data, specs, Preprocess(), "eval").take(rows).inputs
+    try:
+        inputs = [torch.from_numpy(x) for x in feeds.values()]
+        differences = compare_values(import_model(model), model, inputs)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path}: --verify: expected inputs that the model runs on, got {error}; "
+            "give rows of real ones with --data"
+        ) from error
+    if not differences:
+        out.print("Verified: every value equals ONNX Runtime's.")
+    for d in differences[:1]:
+        out.print(
+            f"First difference: '{d.value}' of {d.op_type} '{d.node}', relative error {d.error:.2g}"
+            f" ({len(differences)} values differ in all)",
+            markup=False,
+        )
+    return differences
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
@@ -79,6 +140,8 @@ def inspect_model(path: Path) -> dict[str, Any]:
         ],
         "outputs": [o.name for o in model.graph.output],
         "layers": rows,
+        "frontier": frontier(graph), "cut_off": cut_off(graph),
+        "opaque": graph.meta.get("opaque", []), "batch": free_batch(model).reason,
         "metadata": {m.key: m.value for m in _metadata(model)},
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kNearBytes = 30 << 10;     // of a first-level cache, beside sums and weights
 constexpr int64_t kMiddleBytes = 512 << 10;  // of a second-level cache
-constexpr int64_t kRowsOfTask = 64;
+constexpr int64_t kRowsOfTask = 32;
 constexpr int64_t kPackTasks = 16;
 
 // cycles; measured on Zen 4 with benchmarks/sparse_runtime.py

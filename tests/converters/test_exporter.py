@@ -28,17 +28,15 @@ def net(**options: Any) -> ModelProto:
         "fc1.b": rng.standard_normal(120).astype(np.float32),
         "fc2.w": rng.standard_normal((40, 120)).astype(np.float32),
     }
+    last = ["r", "fc2.w"]
+    if options.get("opset", 13) < 11:  # Gemm's C is not optional there
+        last.append("fc2.b")
+        weights["fc2.b"] = np.zeros(40, np.float32)
     nodes = [
         helper.make_node("Gemm", ["X", "fc1.w", "fc1.b"], ["h"], name="fc1", transB=1),
         helper.make_node("Relu", ["h"], ["r"], name="relu1"),
-        helper.make_node(
-            "Gemm", ["r", "fc2.w"] + ["fc2.c"] * ("fc2.c" in options), ["Y"], transB=1
-        ),
+        helper.make_node("Gemm", last, ["Y"], transB=1),
     ]
-    options.pop("fc2.c", None)
-    if options.get("opset", 13) < 11:
-        nodes[2].input.append("fc1.z")
-        weights["fc1.z"] = np.zeros(40, np.float32)
     return build(nodes, {"X": ("n", 30)}, weights, **options)
 
 
