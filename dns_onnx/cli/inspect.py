@@ -100,7 +100,8 @@ def verified(path: Path, data: str | None) -> list[Difference]:
         differences = compare_values(import_model(model), model, inputs)
     except RuntimeError as error:
         raise ModelError(
-            f"{path}: --verify: expected inputs that the model runs on, got {error}; "
+            f"{path}: --verify: expected inputs that the model runs on, "
+            f"got: {str(error).splitlines()[0]}; "
             "give rows of real ones with --data"
         ) from error
     if not differences:
