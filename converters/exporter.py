@@ -14,7 +14,7 @@ from typing import Any
 
 from onnx import ModelProto, numpy_helper
 
-from dns_onnx.converters.encodings import FORMATS, is_encoded, to_dense
+from dns_onnx.converters.encodings import FORMATS
 from dns_onnx.converters.encodings.choose import Plan, TensorRow, WantsKernel
 from dns_onnx.converters.encodings.dense import FORMAT_KEY
 from dns_onnx.converters.encodings.files import write_model
@@ -72,7 +72,7 @@ def export_model(
     Raises ExportError for a weight that does not fit the model, and if the file cannot be written;
     ModelError for a broken model.
     """
-    model = _plain(original)
+    model = read_model(original)
     chosen = _set_weights(model, weights)
     return _export(
         model, chosen, path, format, metadata or {}, min_sparsity, drop_dead, values, wants_kernel
@@ -94,7 +94,7 @@ def convert(
 
     Every float tensor of the file is considered.  Arguments and errors as for export_model.
     """
-    model = _plain(original)
+    model = read_model(original)
     return _export(
         model, None, path, format, metadata or {}, min_sparsity, drop_dead, values, wants_kernel
     )
@@ -150,12 +150,6 @@ def _planned(
     model = lifted
     note = f"lifted from operator set {before} to {default_opset(model)}, equal in ONNX Runtime"
     return model, Plan(model, chosen, format, **options), note
-
-
-def _plain(original: str | os.PathLike[str] | ModelProto) -> ModelProto:
-    """A copy of the model, whole and dense."""
-    model = read_model(original)
-    return to_dense(model) if is_encoded(model) else model
 
 
 def _expect(value: str, allowed: tuple[str, ...], what: str) -> None:

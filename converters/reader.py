@@ -11,6 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, inliner
 
+from dns_onnx.converters.encodings import is_encoded, to_dense
 from dns_onnx.errors import ModelError
 
 # Tensors above this size are left out of the copy that shape inference works on.
@@ -37,13 +38,9 @@ def read_model(
         model = _parse(path)
         where, folder = str(path), path.parent
     _check_structure(model, where)
-    encoded = _is_encoded(model)
+    encoded = is_encoded(model)
     _resolve_external(model, where, folder, load_data or encoded)
-    if encoded:
-        from dns_onnx.converters.encodings import to_dense
-
-        model = to_dense(model)
-    return model
+    return to_dense(model) if encoded else model
 
 
 def inline_functions(model: ModelProto) -> ModelProto:
@@ -127,11 +124,6 @@ def _check_structure(model: ModelProto, where: str) -> None:
                 f"{where}: tensor '{tensor.name}': expected dimensions of at least 0, "
                 f"got {list(tensor.dims)}"
             )
-
-
-def _is_encoded(model: ModelProto) -> bool:
-    domains = {f.domain for f in model.functions} | {o.domain for o in model.opset_import}
-    return bool(model.graph.sparse_initializer) or "dns_onnx" in domains
 
 
 def _resolve_external(model: ModelProto, where: str, folder: Path | None, load: bool) -> None:

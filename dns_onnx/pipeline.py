@@ -77,6 +77,7 @@ def compress(
     eval: str | Dataset | None = None,
     config: Config | None = None,
     format: str = "csr",
+    values: str = "float32",
     device: str = "auto",
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -89,7 +90,7 @@ def compress(
 
     model, out: paths.  train, eval: DATA arguments (see `sources.load`) or datasets; eval data are
         read once, at the end, and decide nothing.
-    format: csr, portable, coo or dense.  device: auto, cpu or cuda.
+    format: csr, portable, coo or dense.  values: float32, float16 or int8.  device: auto, cpu or cuda.
     run_dir: checkpoints and log (default: beside `out`); resume: go on from what lies there.
     max_drop: the rise of the error, in percentage points, above which the result counts as missed.
     drop_dead: also remove units that died with the pruning, where the result is provably the same.
@@ -119,13 +120,16 @@ def compress(
         run.resume()
     outcome = run.train(teaching, heldout, observe)
     export = export_model(
-        model, trained_weights(run), out, format=format, drop_dead=drop_dead,
+        model, trained_weights(run), out, format=format, values=values, drop_dead=drop_dead,
         metadata=provenance(config, run, outcome, str(model)),
     )  # fmt: skip
     limit = TRAIN_METRIC_ROWS if source == "training" else None
     found = check(
         Path(model), out, evaluation_pairs(judged, limit),
-        reference=masked_graph(graph.to("cpu"), input_specs(trained)),
+        # narrow values are not the trained ones: the metric judges them, the arrays must agree
+        reference=masked_graph(graph.to("cpu"), input_specs(trained))
+        if values == "float32"
+        else None,
         max_drop=max_drop, seconds=bench_seconds,
     )  # fmt: skip
     return Result(

@@ -54,6 +54,12 @@ def tensor_table(rows: Sequence[Any]) -> Table:
     ]
 
 
+def units_table(rows: Sequence[Any]) -> Table:
+    """Units of each layer before and after the dead ones went."""
+    header = ["node", "operator", "units before", "after", "because"]
+    return header, [[r.node, r.op_type, str(r.before), str(r.after), r.reason] for r in rows]
+
+
 def check_table(check: Check) -> Table:
     """What the check measured, a figure a line."""
     sizes = check.sizes
@@ -110,6 +116,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "layers": [asdict(layer) for layer in result.layers],
         "tensors": [asdict(row) for row in result.export.tensors],
         "notes": result.export.notes,
+        "units": [asdict(row) for row in result.export.dropped],
         "check": result.check.to_json(),
     }
 
@@ -126,11 +133,16 @@ def to_markdown(result: Result) -> str:
         "## Layers", markdown(layer_table(result)),
         "## File", markdown(tensor_table(result.export.tensors)),
         *(f"Note: {note}" for note in result.export.notes),
+        *_units(result.export.dropped),
         "## Check", markdown(check_table(result.check)),
         *result.check.words,
         *(f"**Problem:** {p}" for p in result.check.problems),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _units(rows: Sequence[Any]) -> list[str]:
+    return ["## Units", markdown(units_table(rows))] if rows else []
 
 
 def markdown(table: Table) -> str:

@@ -87,6 +87,16 @@ def test_convert_keeps_every_bit(compressed: Path, cli, format: str) -> None:
     assert first.tobytes() == second.tobytes()
 
 
+@pytest.mark.parametrize("values", ["float16", "int8"])
+def test_narrow_values_and_dropped_units(small: Path, cli, values: str) -> None:
+    code, out, err = cli(
+        "compress", small / "net.onnx", "-o", small / "o.onnx", "--values", values, "--train",
+        small / "train.npz", "--drop-dead", "--iterations", "300",
+    )  # fmt: skip
+    assert code == 0, out + err
+    assert "units before" in out
+
+
 def test_check_passes_and_misses(compressed: Path, cli) -> None:
     arguments = ("check", compressed / "net.onnx", compressed / "small.onnx", "--eval",
                  compressed / "test.npz", "--seconds", "0.05")  # fmt: skip

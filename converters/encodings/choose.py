@@ -21,7 +21,7 @@ from dns_onnx.converters.encodings.sites import Site, Use, all_names, find_sites
 from dns_onnx.converters.encodings.values import coding
 
 # Above this density ONNX Runtime's dense kernels win over sparse ones on common machines: the
-# measured crossover lies near 0.4, and a wrong guess costs more on the sparse side.
+# crossover seen so far lies near 0.4, and a wrong guess costs more on the sparse side.
 MAX_KERNEL_DENSITY = 0.35
 
 # Above this density even one bit an entry is more than the dropped zeros save.

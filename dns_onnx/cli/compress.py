@@ -11,6 +11,7 @@ import typer
 from dns_onnx import report
 from dns_onnx.cli.console import out, show, training_progress
 from dns_onnx.config import Config, load_config, load_recipe, recipes
+from dns_onnx.converters.exporter import Export
 from dns_onnx.errors import ConfigError
 from dns_onnx.pipeline import Result
 from dns_onnx.pipeline import compress as run
@@ -29,6 +30,18 @@ class Format(StrEnum):
     portable = "portable"
     coo = "coo"
     dense = "dense"
+
+
+class Values(StrEnum):
+    """How the kept values are stored; the narrow ones lose precision, which the check reads."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
+VALUES_HELP = "how kept values are stored (csr, portable); float16 and int8 lose precision"
+DROP_HELP = "remove units that died, where the result is provably the same"
 
 
 class Device(StrEnum):
@@ -60,6 +73,7 @@ def command(
         str | None, typer.Option(help=f"built-in settings: {', '.join(recipes())}")
     ] = None,
     format: Annotated[Format, typer.Option(help="how pruned weights are written")] = Format.csr,
+    values: Annotated[Values, typer.Option(help=VALUES_HELP)] = Values.float32,
     device: Annotated[Device, typer.Option(help="where training runs")] = Device.auto,
     seed: Annotated[int | None, typer.Option(help="source of every random draw")] = None,
     iterations: Annotated[int | None, typer.Option(help="training iterations", min=1)] = None,
@@ -68,7 +82,7 @@ def command(
         typer.Option(help="exit 1 if the error rises by more than this many percentage points"),
     ] = None,
     drop_dead: Annotated[
-        bool, typer.Option("--drop-dead", help="remove units that died, where provably the same")
+        bool, typer.Option("--drop-dead", help=DROP_HELP)
     ] = False,
     report_dir: Annotated[
         Path | None, typer.Option("--report", help="write report.json and report.md there")
@@ -85,6 +99,7 @@ def command(
     with training_progress() as observe:
         result = run(
             model, out_file, train=train, eval=eval, config=settings, format=format.value,
+            values=values.value,
             device=device.value, run_dir=run_dir, resume=resume, max_drop=max_drop,
             drop_dead=drop_dead, observe=observe,
         )  # fmt: skip
@@ -110,12 +125,19 @@ def chosen_config(
     return settings
 
 
+def print_notes(export: Export) -> None:
+    """Why a file was written in another form than asked for, and which units it lost."""
+    for note in export.notes:
+        out.print(f"Note: {note}", markup=False)
+    if export.dropped:
+        show("Units", report.units_table(export.dropped))
+
+
 def print_result(result: Result) -> None:
     """The tables and sentences of a finished run."""
     show("Layers under surgery", report.layer_table(result))
     show("Weights in the file", report.tensor_table(result.export.tensors))
-    for note in result.export.notes:
-        out.print(f"Note: {note}", markup=False)
+    print_notes(result.export)
     show(f"Check in ONNX Runtime ({result.metric_source} data)", report.check_table(result.check))
     for sentence in result.check.words:
         out.print(sentence, markup=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dns_onnx import report
-from dns_onnx.cli.compress import Format
+from dns_onnx.cli.compress import DROP_HELP, VALUES_HELP, Format, Values, print_notes
 from dns_onnx.cli.console import out, show
 from dns_onnx.converters.exporter import convert
 from dns_onnx.runtime.sizes import file_bytes
@@ -21,12 +21,13 @@ def command(
     model: Annotated[Path, typer.Argument(help="a model in any of the formats")],
     out_file: Annotated[Path, typer.Option("-o", "--out", help="where the result goes")],
     format: Annotated[Format, typer.Option(help="how sparse weights are written")],
+    values: Annotated[Values, typer.Option(help=VALUES_HELP)] = Values.float32,
+    drop_dead: Annotated[bool, typer.Option("--drop-dead", help=DROP_HELP)] = False,
 ) -> None:
-    """Write MODEL with its sparse weights in another format; every value stays bit for bit."""
-    export = convert(model, format.value, out_file)
+    """Write MODEL with its sparse weights in another format; float32 values stay bit for bit."""
+    export = convert(model, format.value, out_file, values=values.value, drop_dead=drop_dead)
     show("Weights in the file", report.tensor_table(export.tensors))
-    for note in export.notes:
-        out.print(f"Note: {note}", markup=False)
+    print_notes(export)
     out.print(
         f"Written: {out_file} ({file_bytes(out_file):,} bytes; {model}: {file_bytes(model):,})",
         markup=False,

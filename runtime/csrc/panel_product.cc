@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
-#include <numeric>
 
 namespace dns_onnx {
 namespace {
@@ -89,6 +88,7 @@ PanelProduct::PanelProduct(const PanelWeights& weights, Layout layout)
 
 void PanelProduct::sort_weights(const PanelWeights& weights) {
   const Csr& matrix = *weights.matrix;
+  segments_.assign(static_cast<size_t>(blocks_ * rows_ + 1), 0);
   entries_.resize(matrix.values.size());
   const auto visit = [&](auto&& act) {
     for (int64_t r = 0; r < rows_; ++r) {
@@ -101,40 +101,14 @@ void PanelProduct::sort_weights(const PanelWeights& weights) {
       }
     }
   };
-  std::vector<int64_t> counts(static_cast<size_t>(blocks_ * rows_), 0);
-  visit([&](size_t segment, int64_t, size_t, float) { ++counts[segment]; });
-  std::vector<int64_t> next = order_rows(counts);
+  visit([&](size_t segment, int64_t, size_t, float) { ++segments_[segment + 1]; });
+  for (size_t s = 1; s < segments_.size(); ++s) segments_[s] += segments_[s - 1];
+  std::vector<int64_t> next(segments_.begin(), segments_.end() - 1);
   visit([&](size_t segment, int64_t channel, size_t tap, float value) {
     const int64_t vectors = channel * layout_.channel_vectors + layout_.tap_vectors[tap];
     entries_[static_cast<size_t>(next[segment]++)] = {
         value, static_cast<uint32_t>(vectors * layout_.family->lanes)};
   });
-}
-
-// Fills order_ and segments_; returns where the entries of each (block, row) begin.
-//
-// Rows of one length come one after the other: the processor then foresees where a row ends, which
-// at ten entries a row is worth a tenth of the time.
-std::vector<int64_t> PanelProduct::order_rows(const std::vector<int64_t>& counts) {
-  std::vector<int64_t> begin(counts.size());
-  order_.resize(counts.size());
-  segments_.assign(1, 0);
-  segments_.reserve(counts.size() + 1);
-  for (int64_t b = 0; b < blocks_; ++b) {
-    for (int64_t first = 0; first < rows_; first += chunk_) {
-      const int64_t last = std::min(rows_, first + chunk_);
-      const int64_t* count = counts.data() + b * rows_ + first;
-      uint32_t* order = order_.data() + b * rows_ + first;
-      std::iota(order, order + (last - first), 0U);
-      std::stable_sort(order, order + (last - first),
-                       [&](uint32_t i, uint32_t j) { return count[i] < count[j]; });
-      for (int64_t i = 0; i < last - first; ++i) {
-        begin[static_cast<size_t>(b * rows_ + first + order[i])] = segments_.back();
-        segments_.push_back(segments_.back() + count[order[i]]);
-      }
-    }
-  }
-  return begin;
 }
 
 size_t PanelProduct::panel_floats() const {
@@ -209,7 +183,6 @@ void PanelProduct::rows_of_group(int64_t group, int64_t first, int64_t last, con
   for (int64_t b = 0; b < blocks_; ++b) {
     job.panel = panel + b * layout_.block * layout_.channel_floats();
     job.segments = segments_.data() + b * rows_ + first;
-    job.order = order_.data() + b * rows_ + first;
     job.resume = b > 0;
     layout_.tile->run(job);
   }

@@ -82,7 +82,6 @@ class PanelProduct {
 
  private:
   void sort_weights(const PanelWeights& weights);
-  std::vector<int64_t> order_rows(const std::vector<int64_t>& counts);
   bool group_at_once(int64_t group, const Surface& surface, const float* start,
                      Scratch& scratch) const;
   void rows_of_group(int64_t group, int64_t first, int64_t last, const float* panel, float* sums,
@@ -93,9 +92,8 @@ class PanelProduct {
   int64_t rows_, channels_;
   int64_t blocks_;
   int64_t chunk_;   // rows of one task
-  std::vector<Entry> entries_;     // by block, then by row in the order below
+  std::vector<Entry> entries_;     // by block, then by row
   std::vector<int64_t> segments_;  // [blocks * rows + 1]
-  std::vector<uint32_t> order_;    // [blocks * rows] rows of each task, counted from its first
 };
 
 // What a layer has worked out for the input shapes it saw lately.

@@ -18,9 +18,8 @@ struct Entry {
 // One sparse matrix times one dense panel; see tile_f32.inc.
 struct TileJob {
   const float* panel;
-  const Entry* entries;     // those of the i-th row in turn: segments[i] to segments[i + 1]
+  const Entry* entries;     // entries of row r: segments[r] to segments[r + 1]
   const int64_t* segments;  // [rows + 1]
-  const uint32_t* order;    // [rows] which row is the i-th
   int64_t rows;
   int64_t pitch;       // floats between the tile's lines in the panel
   const float* start;  // [rows] first summand, null for 0; unused if `resume`
