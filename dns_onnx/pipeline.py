@@ -90,7 +90,8 @@ def compress(
 
     model, out: paths.  train, eval: DATA arguments (see `sources.load`) or datasets; eval data are
         read once, at the end, and decide nothing.
-    format: csr, portable, coo or dense.  values: float32, float16 or int8.  device: auto, cpu or cuda.
+    format: csr, portable, coo or dense.  values: float32, float16 or int8.
+    device: auto, cpu or cuda.
     run_dir: checkpoints and log (default: beside `out`); resume: go on from what lies there.
     max_drop: the rise of the error, in percentage points, above which the result counts as missed.
     drop_dead: also remove units that died with the pruning, where the result is provably the same.

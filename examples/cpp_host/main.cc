@@ -73,8 +73,8 @@ Result run(const abi::Env* env, const char* model, const char* library,
   abi::MemoryInfo* memory = nullptr;
   abi::Value* input = nullptr;
   check(api->CreateCpuMemoryInfo(abi::kArenaAllocator, abi::kMemoryDefault, &memory));
-  check(api->CreateTensorWithDataAsOrtValue(memory, data.data(), count * sizeof(float),
-                                            dims.data(), dims.size(), abi::kFloat, &input));
+  check(api->CreateTensorWithDataAsOrtValue(memory, data.data(), count * sizeof(float), dims.data(),
+                                            dims.size(), abi::kFloat, &input));
   Result result;
   std::vector<double> times;
   for (int i = 0; i < runs; ++i) {
@@ -117,8 +117,10 @@ std::vector<int64_t> parse_dims(const std::string& text) {
 
 int main(int count, char** arguments) {
   if (count < 5) {
-    std::fprintf(stderr, "usage: %s <libonnxruntime.so> <dns_onnx_ops.so> <model.onnx> <d0,d1,...> "
-                         "[runs]\n", arguments[0]);
+    std::fprintf(stderr,
+                 "usage: %s <libonnxruntime.so> <dns_onnx_ops.so> <model.onnx> <d0,d1,...> "
+                 "[runs]\n",
+                 arguments[0]);
     return 2;
   }
   try {

@@ -74,8 +74,10 @@ std::vector<int64_t> Conv::output_shape(const std::vector<int64_t>& input) const
     const int64_t in = input[i + 2];
     const int64_t span = (a.kernel_shape[i] - 1) * a.dilations[i] + 1;
     if (span >= kMaxAttribute || in >= kMaxSize) {
-      throw Error(where_ + ": X: expected sizes below 2^31 and filters that span less than 2^24, "
-                  "got shape " + to_string(input) + "; use a dense Conv");
+      throw Error(where_ +
+                  ": X: expected sizes below 2^31 and filters that span less than 2^24, "
+                  "got shape " +
+                  to_string(input) + "; use a dense Conv");
     }
     int64_t out = 0;
     if (a.auto_pad == "SAME_UPPER" || a.auto_pad == "SAME_LOWER") {

@@ -24,8 +24,8 @@ class Conv {
   std::vector<int64_t> output_shape(const std::vector<int64_t>& input) const;
   int64_t outputs() const { return weights_.rows; }
   // x, y: of the shapes above.  bias: [M] or null.
-  void run(Parallel& parallel, const std::vector<int64_t>& input, const float* x,
-           const float* bias, float* y) const;
+  void run(Parallel& parallel, const std::vector<int64_t>& input, const float* x, const float* bias,
+           float* y) const;
 
  private:
   std::vector<int64_t> leading_pads(const std::vector<int64_t>& input) const;

@@ -54,8 +54,8 @@ int64_t staging_floats(const PatchLayout& patch, int64_t groups, int64_t lanes) 
     images = patch.plane.images;
     lines = y.blocks;
   }
-  return images * static_cast<int64_t>(y.phases.size()) *
-         ((lines - 1) * y.block + y.reach) * patch.line_floats;
+  return images * static_cast<int64_t>(y.phases.size()) * ((lines - 1) * y.block + y.reach) *
+         patch.line_floats;
 }
 
 // Cycles to turn a line of so many vectors over: by squares of 8, or by single columns.
@@ -78,15 +78,15 @@ Layout patch_layout(const PatchLayout& patch, const Family& family, const Tile& 
   for (size_t ky = 0; ky < y.tap_phase.size(); ++ky) {
     for (size_t kx = 0; kx < x.tap_phase.size(); ++kx) {
       const int64_t phase = y.tap_phase[ky] * x_phases + x.tap_phase[kx];
-      layout.tap_vectors.push_back(static_cast<uint32_t>(
-          (phase * y.reach + y.tap_shift[ky]) * x.reach + x.tap_shift[kx]));
+      layout.tap_vectors.push_back(
+          static_cast<uint32_t>((phase * y.reach + y.tap_shift[ky]) * x.reach + x.tap_shift[kx]));
     }
   }
   layout.staging = staging_floats(patch, layout.groups, family.lanes);
   const double wide = family.lanes / 8.0;
   layout.pack_cycles =
-      wide * static_cast<double>(phases * y.reach) * columns_cycles(x.reach) + kStageCycles *
-      static_cast<double>(phases * y.block * x.block * family.lanes);
+      wide * static_cast<double>(phases * y.reach) * columns_cycles(x.reach) +
+      kStageCycles * static_cast<double>(phases * y.block * x.block * family.lanes);
   layout.unpack_cycles = wide * static_cast<double>(y.block) * columns_cycles(x.block);
   return layout;
 }
@@ -123,8 +123,8 @@ Layout choose_layout(const PanelWeights& weights, const PlaneShape& plane, Patch
       } else {
         made = make_patch(plane, tile, family.lanes);
       }
-      Layout layout = plane.pointwise() ? flat_layout(plane, family, tile)
-                                        : patch_layout(made, family, tile);
+      Layout layout =
+          plane.pointwise() ? flat_layout(plane, family, tile) : patch_layout(made, family, tile);
       const double cycles = choose_block(weights, layout);
       if (cycles >= least) continue;
       least = cycles;
@@ -192,8 +192,12 @@ PatchSurface::Region PatchSurface::region(const Lane& first, const Lane& last) c
   const Axis &y = patch_.axis[0], &x = patch_.axis[1];
   const bool one_image = first.image == last.image;
   const bool one_line = one_image && first.line == last.line;
-  Region region{first.image, one_image ? first.line : 0, one_line ? first.column : 0,
-                last.image - first.image + 1, 0, 0};
+  Region region{first.image,
+                one_image ? first.line : 0,
+                one_line ? first.column : 0,
+                last.image - first.image + 1,
+                0,
+                0};
   const int64_t last_line = one_image ? last.line : y.blocks - 1;
   const int64_t last_column = one_line ? last.column : x.blocks - 1;
   region.lines = (last_line - region.line) * y.block + y.reach;
@@ -307,8 +311,13 @@ void PatchSurface::unpack(const Layout& layout, int64_t group, int64_t first, in
       any_whole = any_whole || whole[l] != nullptr;
       any_cut = any_cut || cut[l] != nullptr;
     }
-    ScatterJob out{sums + line * x.block * lanes, layout.sums(), last - first, x.block, lanes,
-                   whole, maps_.output_step()};
+    ScatterJob out{sums + line * x.block * lanes,
+                   layout.sums(),
+                   last - first,
+                   x.block,
+                   lanes,
+                   whole,
+                   maps_.output_step()};
     if (any_whole) layout.family->scatter(out);
     out.count = ragged;
     out.target = cut;

@@ -31,21 +31,21 @@ struct PlaneShape {
 // One axis of a blocked layout: a map's line (or column) i, counted from the padding's start, is
 // the quotient i / stride in phase i % stride; only phases that a tap reaches are kept.
 struct Axis {
-  int64_t block = 1;                // positions of a block
-  int64_t blocks = 1;               // in an output map
-  int64_t reach = 1;                // quotients that a block reads in each phase
-  std::vector<int64_t> phases;      // kept
-  std::vector<int64_t> tap_phase;   // of each tap: index into phases
-  std::vector<int64_t> tap_shift;   // of each tap: quotient
+  int64_t block = 1;               // positions of a block
+  int64_t blocks = 1;              // in an output map
+  int64_t reach = 1;               // quotients that a block reads in each phase
+  std::vector<int64_t> phases;     // kept
+  std::vector<int64_t> tap_phase;  // of each tap: index into phases
+  std::vector<int64_t> tap_shift;  // of each tap: quotient
 };
 
 struct PatchLayout {
   PlaneShape plane;
   Axis axis[2];
-  int64_t column_floats = 1;     // of a staged line, one phase
-  int64_t line_floats = 1;       // of a staged line, all phases
+  int64_t column_floats = 1;  // of a staged line, one phase
+  int64_t line_floats = 1;    // of a staged line, all phases
 
-  int64_t lanes_of_image = 1;    // its blocks, and what fills the last group of a large image
+  int64_t lanes_of_image = 1;  // its blocks, and what fills the last group of a large image
 
   int64_t blocks_of_image() const { return axis[0].blocks * axis[1].blocks; }
 };

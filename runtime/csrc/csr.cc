@@ -5,7 +5,8 @@
 namespace dns_onnx {
 namespace {
 
-constexpr const char* kRemedy = "; the file is damaged or was not written by dns-onnx: export it again";
+constexpr const char* kRemedy =
+    "; the file is damaged or was not written by dns-onnx: export it again";
 constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max();
 
 [[noreturn]] void fail(const std::string& where, const std::string& operand,
@@ -128,8 +129,7 @@ Csr Csr::transposed() const {
 Csr read_csr(const std::string& where, const CsrOperands& operands) {
   Csr matrix;
   if (operands.values.type != abi::kFloat) {
-    fail(where, "values", "float32",
-         "ONNX element type " + std::to_string(operands.values.type));
+    fail(where, "values", "float32", "ONNX element type " + std::to_string(operands.values.type));
   }
   expect_rank_one(where, "values", operands.values);
   const int64_t nnz = operands.values.count;

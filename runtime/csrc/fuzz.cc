@@ -66,7 +66,9 @@ class Fuzzer {
   size_t refused() const { return refused_; }
 
  private:
-  int64_t below(int64_t end) { return static_cast<int64_t>(random_() % static_cast<uint64_t>(end)); }
+  int64_t below(int64_t end) {
+    return static_cast<int64_t>(random_() % static_cast<uint64_t>(end));
+  }
 
   Arrays make(bool conv) {
     Arrays a;
@@ -91,7 +93,15 @@ class Fuzzer {
     std::vector<int64_t>* const arrays[] = {&a.columns, &a.row_ptr, &a.shape};
     for (int64_t times = 1 + below(2); times > 0; --times) {
       std::vector<int64_t>& array = *arrays[below(3)];
-      const int64_t odd[] = {-1, 0, 1, 2, 7, 255, 65536, int64_t{1} << 31, int64_t{1} << 62,
+      const int64_t odd[] = {-1,
+                             0,
+                             1,
+                             2,
+                             7,
+                             255,
+                             65536,
+                             int64_t{1} << 31,
+                             int64_t{1} << 62,
                              std::numeric_limits<int64_t>::min()};
       const int64_t kind = below(8);
       if (kind == 0 && !a.values.empty()) a.values.pop_back();
@@ -102,9 +112,10 @@ class Fuzzer {
         int64_t& entry = array[static_cast<size_t>(below(static_cast<int64_t>(array.size())))];
         const int64_t step = below(5) - 2;
         // unsigned, because the sum may wrap round
-        entry = kind == 4 ? odd[below(10)]
-                          : static_cast<int64_t>(static_cast<uint64_t>(entry) +
-                                                 static_cast<uint64_t>(step));
+        entry =
+            kind == 4
+                ? odd[below(10)]
+                : static_cast<int64_t>(static_cast<uint64_t>(entry) + static_cast<uint64_t>(step));
       }
     }
   }
@@ -116,7 +127,9 @@ class Fuzzer {
 
   static CsrOperands operands(const Arrays& a) {
     const auto nnz = static_cast<int64_t>(a.values.size());
-    return {{abi::kFloat, {nnz}, nnz, a.values.data()}, tensor(a.columns), tensor(a.row_ptr),
+    return {{abi::kFloat, {nnz}, nnz, a.values.data()},
+            tensor(a.columns),
+            tensor(a.row_ptr),
             tensor(a.shape)};
   }
 
@@ -166,8 +179,8 @@ class Fuzzer {
     attributes.auto_pad = pads[below(6)];
     attributes.group = below(3) == 0 ? 1 + below(4) : 1;
     const size_t axes = matrix.shape.size() < 2 ? 0 : matrix.shape.size() - 2;
-    std::vector<int64_t> input = {below(3), matrix.shape.size() < 2
-                                                ? 1 : matrix.shape[1] * attributes.group};
+    std::vector<int64_t> input = {below(3),
+                                  matrix.shape.size() < 2 ? 1 : matrix.shape[1] * attributes.group};
     for (size_t i = 0; i < axes; ++i) {
       attributes.strides.push_back(below(16) == 0 ? below(3) - 1 : 1 + below(3));
       attributes.dilations.push_back(1 + below(3));

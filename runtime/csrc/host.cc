@@ -110,7 +110,8 @@ std::vector<int64_t> Node::attribute(const char* name, const std::vector<int64_t
 Tensor Node::constant(size_t index) const {
   int is_constant = 0;
   const abi::Value* value = nullptr;
-  if (!found(api_->KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value))) return {};
+  if (!found(api_->KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value)))
+    return {};
   return is_constant != 0 && value != nullptr ? view(api_, value) : Tensor{};
 }
 

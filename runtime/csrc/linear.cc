@@ -38,8 +38,7 @@ class RowSurface final : public Surface {
         const int64_t row = group * layout.sums() + c * lanes + lane;
         target[lane] = row < m_ ? y_ + row * n_ + first : nullptr;
       }
-      layout.family->scatter(
-          {sums + c * lanes, 0, 1, last - first, layout.sums(), target, 0});
+      layout.family->scatter({sums + c * lanes, 0, 1, last - first, layout.sums(), target, 0});
     }
   }
 
@@ -163,8 +162,8 @@ void Linear::by_vector(Parallel& parallel, int64_t m, Strided a, const float* st
 void Linear::run(Parallel& parallel, int64_t m, Strided a, Strided c, float beta, float* y) const {
   if (m == 0) return;
   // the usual bias, one for each output, is where the sums start; anything else is added after
-  const bool is_start = c.data != nullptr && c.row_stride == 0 && c.column_stride == 1 &&
-                        beta == 1.0F;
+  const bool is_start =
+      c.data != nullptr && c.row_stride == 0 && c.column_stride == 1 && beta == 1.0F;
   const float* start = is_start ? c.data : nullptr;
   const std::shared_ptr<const PanelProduct> panels =
       m == 1 ? nullptr : product(m, a.column_stride == 1);

@@ -60,8 +60,8 @@ Strided broadcast(const std::string& where, const Tensor& c, int64_t m, int64_t 
   const int64_t columns = c.dims.empty() ? 1 : c.dims.back();
   const int64_t rows = c.dims.size() < 2 ? 1 : c.dims[0];
   if (c.dims.size() > 2 || (columns != 1 && columns != n) || (rows != 1 && rows != m)) {
-    throw Error(where + ": C: expected a shape that broadcasts to " + to_string({m, n}) +
-                ", got " + to_string(c.dims) + "; reshape it in the model");
+    throw Error(where + ": C: expected a shape that broadcasts to " + to_string({m, n}) + ", got " +
+                to_string(c.dims) + "; reshape it in the model");
   }
   return {c.floats(), rows == 1 ? 0 : columns, columns == 1 ? 0 : 1};
 }
@@ -112,8 +112,7 @@ class Gemm final : public SparseKernel<Linear> {
 
 class MatMul final : public SparseKernel<Linear> {
  public:
-  MatMul(const abi::Api* api, const abi::KernelInfo* info)
-      : SparseKernel(api, info, "CsrMatMul") {
+  MatMul(const abi::Api* api, const abi::KernelInfo* info) : SparseKernel(api, info, "CsrMatMul") {
     prepare_constant();
   }
 
@@ -126,9 +125,8 @@ class MatMul final : public SparseKernel<Linear> {
   void compute(Run& run, const Linear& linear) const override {
     const Tensor a = float_input(run, 0, "A");
     if (a.dims.empty() || a.dims.back() != linear.inputs()) {
-      throw Error(where() + ": A: expected a last dimension of " +
-                  std::to_string(linear.inputs()) + ", got shape " + to_string(a.dims) +
-                  "; feed what the layer was trained on");
+      throw Error(where() + ": A: expected a last dimension of " + std::to_string(linear.inputs()) +
+                  ", got shape " + to_string(a.dims) + "; feed what the layer was trained on");
     }
     std::vector<int64_t> shape = a.dims;
     shape.back() = linear.outputs();

@@ -38,7 +38,8 @@ Blocking blocking(const PanelWeights& weights, const Layout& layout, int64_t cha
   // a row touches a block only if it stores something there
   const double visits = std::min(rows * blocks, nnz + rows);
   const double keep = blocks > 1 ? 2.0 * sums * vector_bytes / kMiddleBytesPerCycle : sums * 0.5;
-  return {channels, nnz * (sums * load + kEntryCycles) + visits * keep + rows * blocks * kRowCycles};
+  return {channels,
+          nnz * (sums * load + kEntryCycles) + visits * keep + rows * blocks * kRowCycles};
 }
 
 Blocking best_blocking(const PanelWeights& weights, const Layout& layout) {

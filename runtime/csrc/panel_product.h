@@ -43,7 +43,8 @@ struct PackJob {
   float* staging;        // Layout::staging floats to work in
 };
 
-// From so many groups on, each is packed and used by one task; fewer are packed first, all together.
+// From so many groups on, each is packed and used by one task; fewer are packed first, all
+// together.
 constexpr int64_t kManyGroups = 16;
 
 // Where a run's panels come from and where its sums go.
@@ -61,8 +62,8 @@ class Surface {
 struct PanelWeights {
   const Csr* matrix = nullptr;
   int64_t taps = 1;
-  int64_t channels = 0;          // in all
-  int64_t rows_of_a_part = 0;    // a grouped convolution has several parts ...
+  int64_t channels = 0;            // in all
+  int64_t rows_of_a_part = 0;      // a grouped convolution has several parts ...
   int64_t channels_of_a_part = 0;  // ... each with channels of its own
 
   int64_t first_channel(int64_t row) const { return row / rows_of_a_part * channels_of_a_part; }
@@ -91,7 +92,7 @@ class PanelProduct {
   Layout layout_;
   int64_t rows_, channels_;
   int64_t blocks_;
-  int64_t chunk_;   // rows of one task
+  int64_t chunk_;                  // rows of one task
   std::vector<Entry> entries_;     // by block, then by row
   std::vector<int64_t> segments_;  // [blocks * rows + 1]
 };

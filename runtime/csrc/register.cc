@@ -118,8 +118,8 @@ abi::Status* add_domain(const abi::Api* api, abi::SessionOptions* options) {
 }  // namespace
 }  // namespace dns_onnx
 
-extern "C" DNS_ONNX_EXPORT dns_onnx::abi::Status* DNS_ONNX_ORT_CALL RegisterCustomOps(
-    dns_onnx::abi::SessionOptions* options, const dns_onnx::abi::ApiBase* base) {
+extern "C" DNS_ONNX_EXPORT dns_onnx::abi::Status* DNS_ONNX_ORT_CALL
+RegisterCustomOps(dns_onnx::abi::SessionOptions* options, const dns_onnx::abi::ApiBase* base) {
   using namespace dns_onnx;
   const abi::Api* api = base->GetApi(abi::kApiVersion);
   if (api == nullptr) {
@@ -133,9 +133,7 @@ extern "C" DNS_ONNX_EXPORT dns_onnx::abi::Status* DNS_ONNX_ORT_CALL RegisterCust
 }
 
 // Instruction set of the kernels that this CPU runs; see dns_onnx.runtime.library.kernel_set.
-extern "C" DNS_ONNX_EXPORT const char* DnsOnnxKernelSet() {
-  return dns_onnx::kernel_set().name;
-}
+extern "C" DNS_ONNX_EXPORT const char* DnsOnnxKernelSet() { return dns_onnx::kernel_set().name; }
 
 // Multiply-adds a second, in units of 10^9 floating point operations, that one thread reaches
 // without touching memory; takes about 20 ms.
@@ -143,8 +141,8 @@ extern "C" DNS_ONNX_EXPORT double DnsOnnxPeakGflops() {
   using Clock = std::chrono::steady_clock;
   const dns_onnx::KernelSet& kernels = dns_onnx::kernel_set();
   constexpr int64_t kCount = 200000;
-  const double operations = 2.0 * static_cast<double>(kCount) * dns_onnx::kPeakChains *
-                            kernels.peak_lanes;
+  const double operations =
+      2.0 * static_cast<double>(kCount) * dns_onnx::kPeakChains * kernels.peak_lanes;
   double best = 0.0;
   volatile float keep = 0.0F;
   for (int round = 0; round < 20; ++round) {

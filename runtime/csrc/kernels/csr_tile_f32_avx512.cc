@@ -29,6 +29,7 @@ const Family kFamilies[] = {
 
 }  // namespace
 
-const KernelSet kAvx512Kernels = {"avx512", kFamilies, 2, csr_gemv_f32_avx2, 1.0F, peak<Avx512>, 16};
+const KernelSet kAvx512Kernels = {"avx512", kFamilies,    2, csr_gemv_f32_avx2,
+                                  1.0F,     peak<Avx512>, 16};
 
 }  // namespace dns_onnx

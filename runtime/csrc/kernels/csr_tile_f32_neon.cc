@@ -21,8 +21,8 @@ struct Neon : PlainTranspose<4> {
 };
 
 const Tile kTiles[] = {DNS_ONNX_TILES_32(Neon)};
-const Family kFamilies[] = {{4, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Neon>,
-                             scatter<Neon>}};
+const Family kFamilies[] = {
+    {4, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Neon>, scatter<Neon>}};
 
 }  // namespace
 

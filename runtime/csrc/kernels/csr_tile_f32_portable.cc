@@ -19,11 +19,12 @@ struct Vector4 : PlainTranspose<4> {
 };
 
 const Tile kTiles[] = {DNS_ONNX_TILES_16(Vector4)};
-const Family kFamilies[] = {{4, 1.0F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Vector4>,
-                             scatter<Vector4>}};
+const Family kFamilies[] = {
+    {4, 1.0F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Vector4>, scatter<Vector4>}};
 
 }  // namespace
 
-const KernelSet kPortableKernels = {"portable", kFamilies, 1, csr_gemv_f32_portable, 2.0F, peak<Vector4>, 4};
+const KernelSet kPortableKernels = {"portable", kFamilies,     1, csr_gemv_f32_portable,
+                                    2.0F,       peak<Vector4>, 4};
 
 }  // namespace dns_onnx
