@@ -92,6 +92,12 @@ def latest(folder: Path) -> Checkpoint | None:
     return Checkpoint(int(state["iteration"]), tensors, state)
 
 
+def remove(folder: Path) -> None:
+    """Remove every checkpoint below `folder`, unfinished ones too."""
+    for path in [*_all(folder), *folder.glob(".step-*.draft")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _all(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     if not folder.is_dir():

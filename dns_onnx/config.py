@@ -102,24 +102,27 @@ class LayerRule(_Strict):
 
     def matches(self, *names: str) -> bool:
         """Whether the rule speaks of a layer that bears one of these names."""
-        return any(fnmatchcase(name, self.match) for name in names if name)
+        pattern = self.match.replace("[", "[[]")  # only * and ? are special: names hold brackets
+        return any(name == self.match or fnmatchcase(name, pattern) for name in names if name)
 
 
 class LayerSettings(_Strict):
-    """Surgery settings of one layer, every field known.  The fields are those of LayerRule.
+    """Surgery settings of one layer.  The fields are those of LayerRule.
 
-    By default the threshold starts low (c_rate * ramp_from) and rises while the net adapts: a
-    high one from the first iteration on breaks nets that were not tuned for it.
+    iter_stop: default 70 % of the iterations.  c_rate: default 1, and then the threshold starts
+        low and rises over 60 % of the surgery, as a high one from the first iteration on breaks
+        nets that were not tuned for it.  A c_rate that is given is the paper's: constant from the
+        start, unless ramp_from and ramp_iters say otherwise.
     """
 
     prune: bool = True
     prune_bias: bool = True
-    c_rate: float = 1.0
+    c_rate: float | None = None
     gamma: float = Field(1e-4, ge=0)
     power: float = Field(1.0, ge=0)
-    iter_stop: int | None = Field(None, description="default: 70 % of the iterations")
-    ramp_from: float = -1.0
-    ramp_iters: int | None = Field(None, ge=0, description="default: 40 % of the iterations")
+    iter_stop: int | None = None
+    ramp_from: float | None = None
+    ramp_iters: int | None = Field(None, ge=0)
     weight_mask: MaskStart = "kept"
     bias_mask: MaskStart = "kept"
 
@@ -143,13 +146,22 @@ class Config(_Strict):
     """Everything that decides a run; `seed` is the source of every random draw."""
 
     name: str = "custom"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     data: Data = Data()
     preprocess: Preprocess = Preprocess()
     train: Train = Train()
     solver: Solver = Solver()
     surgery: LayerSettings = LayerSettings()
     layer: tuple[LayerRule, ...] = ()
+
+    @model_validator(mode="after")
+    def _tail_fits(self) -> Config:
+        if self.solver.tail > self.train.iterations:
+            raise ValueError(
+                f"solver.tail: expected at most train.iterations ({self.train.iterations}), "
+                f"got {self.solver.tail}"
+            )
+        return self
 
     def layer_settings(self, *names: str) -> LayerSettings:
         """Settings of the layer that bears these names: the defaults, then each rule in turn."""
@@ -160,9 +172,14 @@ class Config(_Strict):
                 settings.update(given)
         if settings["iter_stop"] is None:
             settings["iter_stop"] = int(0.7 * self.train.iterations)
-        if settings["ramp_iters"] is None:
-            settings["ramp_iters"] = int(0.4 * self.train.iterations)
-        return LayerSettings(**settings)
+        untuned = settings["c_rate"] is None
+        defaults = {
+            "c_rate": 1.0,
+            "ramp_from": -1.0 if untuned else 0.0,
+            "ramp_iters": int(0.6 * max(settings["iter_stop"], 0)) if untuned else 0,
+        }
+        missing = {key: value for key, value in defaults.items() if settings[key] is None}
+        return LayerSettings(**{**settings, **missing})
 
     def unused_rules(self, layers: Iterable[tuple[str, ...]]) -> list[str]:
         """Patterns of rules that name no layer at all."""

@@ -30,8 +30,8 @@ class Schedule:
     c_rate: t = max(mu + c_rate * std, 0).
     gamma, power: the masks are updated at iteration i with probability (1 + gamma * i) ** -power.
     iter_stop: from this iteration on the masks are frozen; 0 or less disables surgery.
-    ramp_from, ramp_iters: c_rate rises linearly from `ramp_from * c_rate` at iteration 0 to
-        `c_rate` at iteration `ramp_iters` (0: the constant c_rate of the paper).
+    ramp_from, ramp_iters: c_rate rises linearly to its value at iteration `ramp_iters`, from
+        `(1 - ramp_from) * |c_rate|` below it (0 iterations: the constant c_rate of the paper).
     """
 
     c_rate: float
@@ -49,8 +49,9 @@ class Schedule:
         """c_rate, ramped."""
         if iteration >= self.ramp_iters:
             return self.c_rate
-        risen = self.ramp_from + (1.0 - self.ramp_from) * iteration / self.ramp_iters
-        return self.c_rate * risen
+        # below the goal at first, whatever its sign: a negative c_rate is a low threshold too
+        below = (1.0 - self.ramp_from) * abs(self.c_rate)
+        return self.c_rate - below * (1.0 - iteration / self.ramp_iters)
 
 
 def mean_and_std(kept: Sequence[Tensor]) -> tuple[float, float]:
@@ -82,17 +83,22 @@ def prune_and_splice(weight: Tensor, mask: Tensor, a: float, b: float) -> None:
         # as a <= b, "above b, or kept and above a" is the whole rule
         m &= magnitude > a
         m |= magnitude > b
+    if plain:
+        torch.autograd.graph.increment_version(mask)
 
 
 class LayerSurgery:
     """The masks of one layer, its weights and biases under one threshold.
 
+    name: the ONNX node, to show.  key: the weight's initializer name, unlike the node's never
+    shared (an LSTM node has two weights).
     mu, std: statistics of the kept |w| and |bias|, measured once, at the first surgery iteration;
     None before.
     """
 
     def __init__(self, name: str, tensors: Sequence[Masked], schedule: Schedule) -> None:
         self.name = name
+        self.key = tensors[0].name
         self.tensors = list(tensors)
         self.schedule = schedule
         self.mu: float | None = None
@@ -168,15 +174,15 @@ class Surgery:
 
     def state(self) -> dict[str, Any]:
         """The mu and std of every layer, for a checkpoint (the masks live in their holders)."""
-        return {layer.name: {"mu": layer.mu, "std": layer.std} for layer in self.layers}
+        return {layer.key: {"mu": layer.mu, "std": layer.std} for layer in self.layers}
 
     def load_state(self, state: Mapping[str, Mapping[str, float | None]]) -> None:
         """Take mu and std back from `state`; they are never measured a second time."""
-        names = [layer.name for layer in self.layers]
+        names = [layer.key for layer in self.layers]
         if sorted(state) != sorted(names):
             raise CheckpointError(
                 f"surgery state: expected the layers {sorted(names)}, got {sorted(state)}; "
                 "resume with the configuration that the run was started with"
             )
         for layer in self.layers:
-            layer.mu, layer.std = state[layer.name]["mu"], state[layer.name]["std"]
+            layer.mu, layer.std = state[layer.key]["mu"], state[layer.key]["std"]

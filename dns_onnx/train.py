@@ -87,6 +87,7 @@ class Run:
         self.iteration = 0
         self.seconds = 0.0
         self.log_bytes = 0
+        self.looked_at = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the last look
 
     # ------------------------------------------------------------------ the loop
@@ -113,10 +114,10 @@ class Run:
                 self.iteration = i + 1
 
                 last = self.iteration == iterations
-                if last or self.iteration % settings.log_every == 0:
-                    since = (i % settings.log_every) + 1
+                every = (settings.log_every, settings.eval_every)
+                if last or any(n and self.iteration % n == 0 for n in every):
                     self.seconds = time.monotonic() - started
-                    self._look(since, rate, heldout, observe, log)
+                    self._look(rate, heldout, observe, log)
                 due = time.monotonic() - saved >= settings.checkpoint_seconds
                 if last or due or stop.is_set():
                     self.seconds = time.monotonic() - started
@@ -144,12 +145,12 @@ class Run:
         return batch
 
     def _look(
-        self, since: int, rate: float, heldout: Dataset | None,
-        observe: Observer, log: IO[str],
-    ) -> None:  # fmt: skip
+        self, rate: float, heldout: Dataset | None, observe: Observer, log: IO[str]
+    ) -> None:
         """Check the loss, read the held-out error when due, log and report."""
-        loss = float(self.loss_sum) / since
+        loss = float(self.loss_sum) / (self.iteration - self.looked_at)
         self.loss_sum.zero_()
+        self.looked_at = self.iteration
         if not math.isfinite(loss):
             raise TrainingError(self._diverged(f"loss {loss}"))
         error = self._read_heldout(heldout) if heldout is not None else None
@@ -157,7 +158,7 @@ class Run:
             self.iteration, self.config.train.iterations, loss, rate,
             self.surgery.kept(), self.surgery.size(), self.seconds, error,
         )  # fmt: skip
-        kept = {layer.name: layer.kept() for layer in self.surgery}
+        kept = {layer.key: layer.kept() for layer in self.surgery}
         log.write(json.dumps({**asdict(progress), "layers": kept}) + "\n")
         log.flush()
         self.log_bytes = log.tell()
@@ -191,11 +192,28 @@ class Run:
         good = checkpoint.latest(self.folder)
         at = f"iteration {good.iteration} in {self.folder}" if good else "none yet"
         return (
-            f"iteration {self.iteration}: expected a finite loss, got {what}; lower solver.lr "
-            f"(now {self.config.solver.lr:g}) or the layers' c_rate; last good checkpoint: {at}"
+            f"iteration {self.iteration}: expected a finite loss, got {what}; start anew with a "
+            f"lower solver.lr (now {self.config.solver.lr:g}) or c_rate, in another --run-dir; "
+            f"last good checkpoint: {at}"
         )
 
     # ------------------------------------------------------------------ checkpoints
+
+    def start_fresh(self) -> None:
+        """Clear the folder of a finished run; refuse to touch one that could still go on.
+
+        Raises CheckpointError.
+        """
+        found = checkpoint.latest(self.folder)
+        if found is None:
+            return
+        planned = found.state["fingerprint"].get("settings", {}).get("train", {})
+        if found.iteration < planned.get("iterations", 0):
+            raise CheckpointError(
+                f"{self.folder}: holds an unfinished run at iteration {found.iteration}; "
+                "go on with --resume, choose another --run-dir, or remove the folder"
+            )
+        checkpoint.remove(self.folder)
 
     def save(self) -> None:
         """Write a checkpoint; refuses a state that is no longer finite."""
@@ -215,7 +233,7 @@ class Run:
         state = {
             "fingerprint": self.fingerprint, "surgery": self.surgery.state(),
             "best": best if self.best.weights else None, "seconds": self.seconds,
-            "log_bytes": self.log_bytes, "threads": torch.get_num_threads(),
+            "log_bytes": self.log_bytes, "looked_at": self.looked_at, "threads": torch.get_num_threads(),
         }  # fmt: skip
         checkpoint.save(self.folder, self.iteration, tensors, state)
 
@@ -253,7 +271,7 @@ class Run:
             weights = {n: t[f"best.{n}"].to(self.device) for n in self.weights}
             self.best = Best(**found.state["best"], weights=weights)
         self.iteration, self.seconds = found.iteration, found.state["seconds"]
-        self.log_bytes = found.state["log_bytes"]
+        self.log_bytes, self.looked_at = found.state["log_bytes"], found.state["looked_at"]
         self.loss_sum = t["loss_sum"].to(self.device)
         return True
 

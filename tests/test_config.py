@@ -33,7 +33,7 @@ def test_settings_of_the_authors(
         assert (layer.c_rate, layer.iter_stop, layer.gamma, layer.power) == (
             c_rate, iter_stop, 1e-4, 1,
         )  # fmt: skip
-        assert (layer.ramp_from, layer.ramp_iters) == (1.0, 0)
+        assert layer.ramp_iters == 0
 
 
 def test_every_recipe_is_valid_and_bears_its_file_name() -> None:
@@ -66,9 +66,17 @@ def test_iter_stop_defaults_to_seven_tenths() -> None:
     assert config.layer_settings("any").iter_stop == 700
 
 
-def test_thresholds_rise_by_default() -> None:
+def test_thresholds_rise_unless_a_c_rate_is_given() -> None:
     settings = parse_config({"train": {"iterations": 1000}}, "x").layer_settings("any")
-    assert (settings.ramp_from, settings.ramp_iters) == (-1.0, 400)
+    assert (settings.c_rate, settings.ramp_from, settings.ramp_iters) == (1.0, -1.0, 420)
+    given = parse_config({"surgery": {"c_rate": 1.0}}, "x").layer_settings("any")
+    assert given.ramp_iters == 0
+
+
+def test_brackets_in_names_are_no_pattern() -> None:
+    config = parse_config({"layer": [{"match": "blocks[0].w*", "c_rate": 3}]}, "x")
+    assert config.layer_settings("n", "blocks[0].weight").c_rate == 3
+    assert config.layer_settings("n", "blocks0.weight").c_rate == 1.0
 
 
 def test_rules_that_name_no_layer_are_found() -> None:
@@ -85,6 +93,8 @@ def test_rules_that_name_no_layer_are_found() -> None:
         ("[data]\nbatch = 'many'", r"c\.toml: data\.batch: .*integer.*got 'many'"),
         ("[[layer]]\nc_rate = 1", r"c\.toml: layer\.0\.match: Field required"),
         ("[solver]\nlr = 0", r"c\.toml: solver\.lr: .*greater than 0, got 0"),
+        ("seed = -1", r"c\.toml: seed: .*greater than or equal to 0, got -1"),
+        ("[solver]\ntail = 30000", r"solver\.tail: expected at most train\.iterations"),
         ("[preprocess]\nstd = [0.5, 0]", r"c\.toml: preprocess: .*std must be positive"),
         ("data = [", r"c\.toml: not valid TOML"),
     ],

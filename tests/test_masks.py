@@ -8,6 +8,7 @@ import torch
 
 from dns_onnx import masks
 from dns_onnx.masks import Masked, holders
+from dns_onnx.surgery import prune_and_splice
 
 
 def masked() -> Masked:
@@ -106,6 +107,15 @@ def test_a_change_between_forward_and_backward_is_an_error_not_a_wrong_gradient(
     first = (holder() ** 2).sum()
     with torch.no_grad():
         holder.weight.mul_(2)
+    holder()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        first.backward()
+
+
+def test_a_mask_update_between_forward_and_backward_is_an_error_too() -> None:
+    holder = masked()
+    first = (holder() ** 2).sum()
+    prune_and_splice(holder.weight.detach(), holder.mask, 2.5, 2.6)
     holder()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         first.backward()

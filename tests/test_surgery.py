@@ -170,6 +170,11 @@ def test_ramp_raises_c_rate_linearly() -> None:
     assert Schedule(8.0).c_rate_at(0) == 8.0
 
 
+def test_a_ramp_to_a_negative_c_rate_rises_too() -> None:
+    schedule = Schedule(-0.7, ramp_from=-1.0, ramp_iters=100)
+    assert [round(schedule.c_rate_at(i), 6) for i in (0, 50, 100)] == [-2.1, -1.4, -0.7]
+
+
 def test_state_survives_and_foreign_state_is_refused() -> None:
     first, second = (layer(torch.tensor([1.0, 3.0]), Schedule(0.0)) for _ in range(2))
     first.thresholds(0)
