@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml constraints.txt runtime/CMakeLists.txt $(wildcard runtime/csrc/*)
 
-.PHONY: demo test check format clean
+.PHONY: demo test check check-native format clean
+ROUNDS ?= 100000
 
 demo: $(STAMP)
 	$(BIN)/dns-onnx demo
@@ -18,6 +19,12 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	rm -rf build/types && $(BIN)/pip install -q --no-deps --target build/types . -C wheel.cmake=false
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dns_onnx
+
+check-native:
+	for s in address,undefined thread; do \
+	  cmake -S runtime -B build/$$s -DDNS_ONNX_FUZZ=ON -DDNS_ONNX_SANITIZE=$$s && \
+	  cmake --build build/$$s -j2 && build/$$s/dns_onnx_fuzz $(ROUNDS) || exit 1; \
+	done
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -117,7 +117,7 @@ def measure(
         {"train": {"iterations": 10**6}, "solver": {"policy": "fixed", "lr": 1e-4},
          "surgery": {"c_rate": 1.0, "gamma": 0.0, "iter_stop": 10**6}}, "bench",
     )  # fmt: skip
-    run = prepare_run(model, import_model(model), config, device, Path("unused"), {})
+    run = prepare_run(model, import_model(model), config, device, Path("unused"), {}).run
     x = torch.rand(batch, *image, device=device)
     y = torch.randint(0, layers[-1][0][0], (batch,), device=device)
     p = [

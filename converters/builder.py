@@ -34,6 +34,7 @@ from dns_onnx.converters.emit import (
     safe_name,
 )
 from dns_onnx.converters.graph import ImportedGraph
+from dns_onnx.converters.integer import use_whole_numbers
 from dns_onnx.converters.layers import Layer, describe_layer, with_biases
 from dns_onnx.converters.order import topological
 from dns_onnx.converters.registry import Operator, find
@@ -361,6 +362,7 @@ class Builder:
                 raise ModelError("graph output: expected a name, got an empty one")
             nodes.append(self.tensor(value))
         self.graph.output(nodes[0] if self._is_one_tensor() else tuple(nodes))
+        use_whole_numbers(self.graph, self.root)
         self.graph.eliminate_dead_code(_is_impure)
         self._detach_statistics()
         module = ImportedGraph(self.root, self.graph)

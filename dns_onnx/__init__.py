@@ -38,6 +38,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # loaded on first use, so that `import dns_onnx.runtime` does not bring in torch
+    if name == "runtime":
+        return import_module("dns_onnx.runtime")
     if name not in _HOMES:
         raise AttributeError(f"module 'dns_onnx' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)

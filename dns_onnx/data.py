@@ -66,9 +66,16 @@ class ArrayDataset:
                 f"{where}: expected arrays named {[s.name for s in specs]}, got {sorted(arrays)}; "
                 "name each array after a model input"
             )
-        lengths = {name: len(a) for name, a in arrays.items()}
+        wanted = {s.name: np.asarray(arrays[s.name]) for s in specs}
         if labels is not None:
-            lengths[LABELS] = len(labels)
+            wanted[LABELS] = labels
+        for name, array in wanted.items():
+            if array.ndim == 0 or array.dtype.kind not in "fiub":
+                raise DataError(
+                    f"{where}: '{name}': expected rows of numbers, "
+                    f"got {array.dtype} of shape {list(array.shape)}"
+                )
+        lengths = {name: len(array) for name, array in wanted.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise DataError(f"{where}: expected equally many rows, at least one, got {lengths}")
         self.specs = list(specs)
@@ -110,7 +117,7 @@ class LazyDataset:
         raw = {k: np.stack([np.asarray(c[k]) for c in columns]) for k in columns[0]}
         labels = raw.pop(LABELS, None)
         for name, values in raw.items():
-            _refuse_nonfinite(values, f"{self.where}: '{name}'")
+            _refuse_nonfinite(values, f"{self.where}: '{name}'", rows)
         return Batch(prepare(raw, self.specs, self.preprocess, self.where), labels)
 
 
@@ -222,6 +229,12 @@ def _normalise(x: Array, p: Preprocess) -> Array:
     axes = (1, -1) + (1,) * (x.ndim - 2)
     mean = np.asarray(p.mean, np.float32)
     std = np.asarray(p.std, np.float32)
+    for name, m in (("mean", mean), ("std", std)):
+        if m.ndim and (x.ndim < 2 or len(m) != x.shape[1]):
+            raise DataError(
+                f"preprocess.{name}: expected one number, or one for each of "
+                f"{x.shape[1] if x.ndim > 1 else 0} channels, got {len(m)}"
+            )
     mean, std = (m.reshape(axes) if m.ndim else m for m in (mean, std))
     return (x - mean) / std
 
@@ -243,7 +256,7 @@ def _fit(x: Array, spec: InputSpec, where: str) -> Array:
     )
 
 
-def _refuse_nonfinite(x: Array, where: str) -> None:
+def _refuse_nonfinite(x: Array, where: str, rows: NDArray[np.int64] | None = None) -> None:
     """NaN and infinity in data are an error that names the first bad row."""
     if x.dtype.kind != "f":
         return
@@ -252,6 +265,7 @@ def _refuse_nonfinite(x: Array, where: str) -> None:
         bad = ~np.isfinite(x[start : start + step])
         if bad.any():
             row = start + int(np.argwhere(bad)[0][0])
+            row = row if rows is None else int(rows[row])
             raise DataError(
                 f"{where}: expected finite numbers, got NaN or infinity in row {row}; "
                 "clean or drop that row"
@@ -299,6 +313,9 @@ def all_labels(data: Dataset) -> Array | None:
 def by_name(row: Any, specs: Sequence[InputSpec], where: str) -> dict[str, Any]:
     """A row or batch, given as mapping or tuple, as a mapping with the model's names."""
     if isinstance(row, Mapping):
+        missing = [s.name for s in specs if s.name not in row]
+        if missing:
+            raise DataError(f"{where}: expected the keys {missing}, got {sorted(map(str, row))}")
         return dict(row)
     values = list(row) if isinstance(row, (tuple, list)) else [row]
     names = [s.name for s in specs]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dns_onnx.data import Batch
-from dns_onnx.errors import ConfigError, TrainingError
+from dns_onnx.errors import ConfigError, DataError, TrainingError
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16,
            onnx.TensorProto.DOUBLE)  # fmt: skip
@@ -34,20 +34,33 @@ class Classifier(nn.Module):
         """Scores [N, classes]."""
         rows, piece = len(inputs[0]), self.fixed_batch
         if piece is None or piece == rows:
-            return _as_scores(self.graph(*inputs))
+            return self._scores(inputs)
         missing = -rows % piece
         if missing:
             inputs = tuple(torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) for x in inputs)
         parts = [
-            _as_scores(self.graph(*(x[i : i + piece] for x in inputs)))
+            self._scores([x[i : i + piece] for x in inputs])
             for i in range(0, rows + missing, piece)
         ]
         return torch.cat(parts)[:rows]
 
-
-def _as_scores(y: Tensor) -> Tensor:
-    """[N, C, 1, 1] and the like as [N, C]."""
-    return y.flatten(1)
+    def _scores(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Scores [N, C], from [N, C, 1, 1] and the like too."""
+        try:
+            y: Tensor = self.graph(*inputs)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(f"out of memory: {error}; lower data.batch") from error
+        except RuntimeError as error:
+            shapes = [list(x.shape) for x in inputs]
+            raise DataError(
+                f"the model does not run on inputs of shape {shapes}: {str(error).splitlines()[0]}"
+            ) from error
+        if y.ndim < 2:
+            raise ConfigError(
+                f"train.output: expected class scores [N, C] in '{self.output}', "
+                f"got {list(y.shape)}; name another value of the graph"
+            )
+        return y.flatten(1)
 
 
 def loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -136,6 +149,7 @@ def ending_at(graph: fx.GraphModule, value: str) -> fx.GraphModule:
     ended = fx.GraphModule(graph, cut)
     # placeholders stay, used or not: the caller passes every input of the model
     ended.graph.eliminate_dead_code()
+    ended.delete_all_unused_submodules()
     ended.recompile()
     return ended
 

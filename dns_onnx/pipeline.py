@@ -11,19 +11,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import fx
 
+from dns_onnx import sources
 from dns_onnx.config import Config
 from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.exporter import Export, export_model
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
-from dns_onnx.data import Dataset, InputSpec, batches
+from dns_onnx.data import Dataset, InputSpec, all_labels, batches
 from dns_onnx.errors import ConfigError
 from dns_onnx.losses import fixed_batch
 from dns_onnx.prepare import (
+    Spared,
     check_classes,
     input_specs,
     load_datasets,
@@ -32,6 +35,8 @@ from dns_onnx.prepare import (
 )
 from dns_onnx.runtime import metrics
 from dns_onnx.runtime.check import Check, check
+from dns_onnx.runtime.session import session
+from dns_onnx.runtime.sizes import model_files
 from dns_onnx.train import EVAL_BATCH, Observer, Outcome, Run, silent
 
 Array = NDArray[Any]
@@ -55,14 +60,17 @@ class LayerResult:
 class Result:
     """A finished compression: the file, how it came about, and what was found about it.
 
+    started_at: the iteration that it was resumed at, 0 where it was not.
     metric_source: where the error rates were read: "eval", "held-out" or "training" data.
     """
 
     path: Path
     config: Config
     device: str
+    started_at: int
     outcome: Outcome
     layers: list[LayerResult]
+    spared: list[Spared]
     export: Export
     check: Check
     metric_source: str
@@ -100,42 +108,59 @@ def compress(
     """
     config = config or Config()
     out = Path(out)
-    if not out.parent.is_dir():
-        raise ConfigError(
-            f"{out}: expected an existing folder, got '{out.parent}'; create it first"
-        )
+    refuse_bad_target(out, Path(model))
     where = torch_device(device)
     torch.manual_seed(config.seed)
     original = read_model(model)
     specs = input_specs(original)
+    if isinstance(train, str):
+        told = sources.preprocess_of(train, config.preprocess)
+        config = config.model_copy(update={"preprocess": told})
     teaching, heldout, judged, source = load_datasets(train, eval, config, specs)
     trained = free_batch(original).model  # the same weights; only the batch axis differs
     graph = import_model(trained)
-    run = prepare_run(
+    session(model, native=False)  # what ONNX Runtime refuses is told before training, not after
+    prepared = prepare_run(
         trained, graph, config, where, Path(run_dir) if run_dir else out.with_suffix(".run"),
-        {"model": file_digest(model), "data": f"{len(teaching)} rows",
+        {"model": file_digest(model), "data": data_digest(teaching),
          "settings": config.model_dump(mode="json")},
     )  # fmt: skip
+    run = prepared.run
     check_classes(run.model, {"training": teaching, "held-out": heldout, source: judged})
-    if resume:
-        run.resume()
+    if not resume:
+        run.start_fresh()
+    started_at = run.resume() if resume else 0
     outcome = run.train(teaching, heldout, observe)
     export = export_model(
-        model, trained_weights(run), out, format=format, values=values, drop_dead=drop_dead,
+        model, effective_weights(run), out, format=format, values=values, drop_dead=drop_dead,
         metadata=provenance(config, run, outcome, str(model)),
     )  # fmt: skip
     limit = TRAIN_METRIC_ROWS if source == "training" else None
+    # narrow values are not the trained ones: the metric judges them, the arrays must agree
+    exact = masked_graph(graph.to("cpu"), input_specs(trained)) if values == "float32" else None
     found = check(
-        Path(model), out, evaluation_pairs(judged, limit),
-        # narrow values are not the trained ones: the metric judges them, the arrays must agree
-        reference=masked_graph(graph.to("cpu"), input_specs(trained))
-        if values == "float32"
-        else None,
-        max_drop=max_drop, seconds=bench_seconds,
+        Path(model), out, evaluation_pairs(judged, limit), reference=exact, max_drop=max_drop,
+        output=config.train.output, seconds=bench_seconds,
     )  # fmt: skip
     return Result(
-        out, config, str(where), outcome, layer_results(run), export, found, source, run.folder
-    )
+        out, config, str(where), started_at, outcome, layer_results(run), prepared.spared, export,
+        found, source, run.folder,
+    )  # fmt: skip
+
+
+def refuse_bad_target(out: Path, model: Path) -> None:
+    """Tell before training what would go wrong when the result is written.
+
+    Raises ConfigError.
+    """
+    if not out.parent.is_dir():
+        raise ConfigError(
+            f"{out}: expected an existing folder, got '{out.parent}'; create it first"
+        )
+    if out.is_dir():
+        raise ConfigError(f"{out}: expected a file to write, got a folder; name a file in it")
+    if out.exists() and model.exists() and out.samefile(model):
+        raise ConfigError(f"{out}: expected another file than the model; it would be overwritten")
 
 
 def evaluation_pairs(
@@ -146,7 +171,7 @@ def evaluation_pairs(
         yield batch.inputs, batch.labels
 
 
-def trained_weights(run: Run) -> dict[str, Array]:
+def effective_weights(run: Run) -> dict[str, Array]:
     """The effective weights (zeros where cut) of every trained initializer, by ONNX name."""
     return {name: holder.effective().cpu().numpy() for name, holder in run.weights.items()}
 
@@ -188,6 +213,7 @@ def provenance(config: Config, run: Run, outcome: Outcome, source: str) -> dict[
         "recipe": config.name,
         "config": json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True),
         "preprocess": json.dumps(preprocess, sort_keys=True),
+        "output": config.train.output or "",
         "seed": str(config.seed),
         "iterations": str(outcome.iterations),
         "kept": str(run.surgery.kept()),
@@ -197,6 +223,19 @@ def provenance(config: Config, run: Run, outcome: Outcome, source: str) -> dict[
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a model file and its external data, in hex."""
+    digest = hashlib.sha256()
+    for part in model_files(path):
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
+
+
+def data_digest(data: Dataset) -> str:
+    """SHA-256 over the number of rows, all labels, and the first, middle and last row."""
+    digest = hashlib.sha256(str(len(data)).encode())
+    labels = all_labels(data)
+    if labels is not None:
+        digest.update(np.ascontiguousarray(labels).tobytes())
+    for x in data.take(np.array([0, len(data) // 2, len(data) - 1])).inputs.values():
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()

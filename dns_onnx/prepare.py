@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import fx
 
 from dns_onnx import sources
 from dns_onnx.config import Config, LayerSettings
+from dns_onnx.converters.frontier import cut_off
 from dns_onnx.converters.layers import Layer, layers
 from dns_onnx.data import Dataset, InputSpec, all_labels, check_labels, split
 from dns_onnx.errors import ConfigError, DataError
@@ -23,53 +25,106 @@ from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
 from dns_onnx.train import Run
 
 
+@dataclass(frozen=True)
+class Spared:
+    """A layer that surgery leaves alone, and why."""
+
+    name: str
+    weight: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train, and the layers that it leaves alone."""
+
+    run: Run
+    spared: list[Spared]
+
+
 def prepare_run(
     model: onnx.ModelProto, graph: fx.GraphModule, config: Config, device: torch.device,
     folder: Path, fingerprint: dict[str, Any],
-) -> Run:  # fmt: skip
+) -> Prepared:  # fmt: skip
     """Masks attached, layers chosen by the configuration, everything on the device."""
     graph.to(device)
-    weights = {n: h for n, h in holders(graph).items() if h.weight.requires_grad}
-    found = layers(graph)
-    surgery = Surgery(list(_operated(found, weights, config)), config.seed)
-    biases = {layer.bias for layer in found if layer.bias}
     specs = input_specs(model)
     classifier = Classifier(
         graph, score_value(model, config.train.output), fixed_batch([s.shape for s in specs])
     )
-    return Run(classifier, weights, biases, surgery, config, folder, device, fingerprint)
+    weights = trained_weights(graph, classifier)
+    found = layers(graph)
+    chosen, spared = _divided(found, weights, config, classifier.output)
+    surgery = Surgery([_operated(layer, weights, config) for layer in chosen], config.seed)
+    biases = {layer.bias for layer in found if layer.bias}
+    run = Run(classifier, weights, biases, surgery, config, folder, device, fingerprint)
+    return Prepared(run, spared)
 
 
-def _operated(
-    found: list[Layer], weights: Mapping[str, Masked], config: Config
-) -> Iterator[LayerSurgery]:
-    """One LayerSurgery for each prunable layer that the configuration does not spare."""
-    unknown = config.unused_rules([(layer.node, layer.weight) for layer in found])
+def trained_weights(graph: fx.GraphModule, classifier: Classifier) -> dict[str, Masked]:
+    """The holders that training changes; all others are frozen.
+
+    Left out: what the loss does not reach, single numbers (an epsilon, an exponent: constants of
+    the architecture), and tensors that hold infinities (attention masks).
+    """
+    unreached = set(cut_off(classifier.graph))
+    reached = holders(classifier.graph).keys() - unreached
+    weights = {}
+    for name, holder in holders(graph).items():
+        w = holder.weight
+        if w.requires_grad and name in reached and w.numel() > 1 and w.isfinite().all():
+            weights[name] = holder
+        else:
+            w.requires_grad_(False)
+    return weights
+
+
+def _divided(
+    found: list[Layer], weights: Mapping[str, Masked], config: Config, output: str
+) -> tuple[list[Layer], list[Spared]]:
+    """(layers to operate on, layers left alone); each weight once, where nodes share it."""
+    unknown = config.unused_rules([_names(layer) for layer in found])
     if unknown:
         raise ConfigError(
             f"layer.match: {unknown} name no layer; the layers are {[x.node for x in found]}"
         )
-    seen: set[str] = set()
+    chosen: dict[str, Layer] = {}
+    spared = []
     for layer in found:
-        settings = config.layer_settings(layer.node, layer.weight)
-        if not (layer.prunable and settings.prune) or layer.weight in seen:
-            continue
-        seen.add(layer.weight)
-        tensors = [weights[layer.weight]]
-        tensors[0].attach_mask(first_mask(tensors[0], settings.weight_mask))
-        if layer.bias and layer.bias in weights and settings.prune_bias:
-            bias = weights[layer.bias]
-            if bias.mask is None:
-                bias.attach_mask(first_mask(bias, settings.bias_mask))
-                tensors.append(bias)
-        yield LayerSurgery(layer.node, tensors, schedule_of(settings))
+        if not layer.prunable:
+            spared.append(Spared(layer.node, layer.weight, layer.reason))
+        elif layer.weight not in weights:
+            reason = f"the loss at '{output}' does not reach it"
+            spared.append(Spared(layer.node, layer.weight, reason))
+        elif not config.layer_settings(*_names(layer)).prune:
+            spared.append(Spared(layer.node, layer.weight, "spared by the configuration"))
+        else:
+            chosen.setdefault(layer.weight, layer)
+    return list(chosen.values()), spared
+
+
+def _names(layer: Layer) -> tuple[str, ...]:
+    """The names that a rule may call a layer by."""
+    return (layer.node, layer.weight, layer.bias or "")
+
+
+def _operated(layer: Layer, weights: Mapping[str, Masked], config: Config) -> LayerSurgery:
+    """The layer with its first masks."""
+    settings = config.layer_settings(*_names(layer))
+    tensors = [weights[layer.weight]]
+    tensors[0].attach_mask(first_mask(tensors[0], settings.weight_mask))
+    bias = weights.get(layer.bias or "")
+    if bias is not None and settings.prune_bias and bias.mask is None:
+        bias.attach_mask(first_mask(bias, settings.bias_mask))
+        tensors.append(bias)
+    return LayerSurgery(layer.node, tensors, schedule_of(settings))
 
 
 def schedule_of(settings: LayerSettings) -> Schedule:
     """The part of a layer's settings that drives its surgery."""
     return Schedule(
-        settings.c_rate, settings.gamma, settings.power, settings.iter_stop or 0,
-        settings.ramp_from, settings.ramp_iters or 0,
+        settings.c_rate or 0.0, settings.gamma, settings.power, settings.iter_stop or 0,
+        settings.ramp_from or 0.0, settings.ramp_iters or 0,
     )  # fmt: skip
 
 
@@ -85,7 +140,8 @@ def first_mask(holder: Masked, start: str) -> torch.Tensor:
             return weight != 0
     try:
         mask = np.load(start, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        mask = np.ascontiguousarray(mask)
+    except (OSError, ValueError, EOFError, TypeError) as error:
         raise ConfigError(
             f"mask of '{holder.name}': expected kept, cut, nonzero or a bool .npy file, "
             f"got '{start}': {error}"

@@ -37,6 +37,11 @@ def layer_table(result: Result) -> Table:
     return header, rows
 
 
+def spared_table(result: Result) -> Table:
+    """Layers that surgery left alone, and why."""
+    return ["layer", "weight", "because"], [[s.name, s.weight, s.reason] for s in result.spared]
+
+
 def tensor_table(rows: Sequence[Any]) -> Table:
     """How each weight is stored in the written file, and why."""
     header = ["tensor", "operator", "nonzero", "dense bytes", "bytes", "stored as", "because"]
@@ -68,9 +73,10 @@ def check_table(check: Check) -> Table:
         ["error before / after", f"{percent(check.error_before)} / {percent(check.error_after)}",
          f"{check.rows:,} rows"],
         ["bytes, original", f"{sizes.original:,}", ""],
-        ["bytes, this file", f"{sizes.file:,}", f"{sizes.original / sizes.file:.1f}x smaller"],
+        ["bytes, this file", f"{sizes.file:,}", f"{sizes.original / sizes.file:.1f}x"],
         ["  gzipped", f"{sizes.file_gzip:,}", ""],
-        ["  dense, gzipped", f"{sizes.dense_gzip:,}", "the same weights with zeros in place"],
+        ["  dense", f"{sizes.dense:,}", "the same weights with zeros in place"],
+        ["  dense, gzipped", f"{sizes.dense_gzip:,}", "its arrays"],
         ["  entropy bound", f"{sizes.entropy_bound:,}", "mask and float32 values, ideal coder"],
     ]  # fmt: skip
     for t in check.timings:
@@ -113,7 +119,9 @@ def to_json(result: Result) -> dict[str, Any]:
         "config": result.config.model_dump(mode="json"),
         "outcome": asdict(result.outcome),
         "metric_source": result.metric_source,
+        "started_at": result.started_at,
         "layers": [asdict(layer) for layer in result.layers],
+        "spared": [asdict(layer) for layer in result.spared],
         "tensors": [asdict(row) for row in result.export.tensors],
         "notes": result.export.notes,
         "units": [asdict(row) for row in result.export.dropped],
@@ -131,6 +139,7 @@ def to_markdown(result: Result) -> str:
         f"iterations in {outcome.seconds:.0f} s on {result.device}; "
         f"error rates read on {result.metric_source} data.\n\n{where}",
         "## Layers", markdown(layer_table(result)),
+        *(["## Layers left alone", markdown(spared_table(result))] if result.spared else []),
         "## File", markdown(tensor_table(result.export.tensors)),
         *(f"Note: {note}" for note in result.export.notes),
         *_units(result.export.dropped),

@@ -31,8 +31,7 @@ def load(spec: str, specs: Sequence[InputSpec], preprocess: Preprocess, role: st
     role: "train" or "eval"; mnist takes its training or its test images by it.
     Raises DataError.
     """
-    place, _, query = spec.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    place, options = _parted(spec)
     part = options.pop("split", "train" if role == "train" else "test")
     preprocess = _override(preprocess, options, spec)
     if place.startswith("mnist:"):
@@ -51,6 +50,19 @@ def load(spec: str, specs: Sequence[InputSpec], preprocess: Preprocess, role: st
         )
     labels = arrays.pop(LABELS, None)
     return ArrayDataset(specs, arrays, labels, preprocess, str(path))
+
+
+def preprocess_of(spec: str, preprocess: Preprocess) -> Preprocess:
+    """The preprocessing that a DATA argument asks for, over the one given."""
+    options = _parted(spec)[1]
+    options.pop("split", None)
+    return _override(preprocess, options, spec)
+
+
+def _parted(spec: str) -> tuple[str, dict[str, str]]:
+    """(place, options) of a DATA argument."""
+    place, _, query = spec.partition("?")
+    return place, dict(parse_qsl(query, keep_blank_values=True))
 
 
 def _override(preprocess: Preprocess, options: Mapping[str, str], where: str) -> Preprocess:
@@ -142,9 +154,13 @@ def _entry_point(name: str, specs: Sequence[InputSpec], preprocess: Preprocess) 
         target: Any = importlib.import_module(module)
         for part in attribute.split("."):
             target = getattr(target, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise DataError(f"{name}: expected an importable function: {error}") from None
-    source = target() if callable(target) and not hasattr(target, "__getitem__") else target
+    try:
+        rows = isinstance(target, type) or not hasattr(target, "__getitem__")
+        source = target() if callable(target) and rows else target
+    except Exception as error:  # the user's own code: whatever it raises is told, not traced
+        raise DataError(f"{name}: raised {type(error).__name__}: {error}") from error
     indexable = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     if indexable and not isinstance(source, list):
         return LazyDataset(specs, source, preprocess, name)

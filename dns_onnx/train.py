@@ -144,9 +144,7 @@ class Run:
             batch = Batch(moved, batch.labels)
         return batch
 
-    def _look(
-        self, rate: float, heldout: Dataset | None, observe: Observer, log: IO[str]
-    ) -> None:
+    def _look(self, rate: float, heldout: Dataset | None, observe: Observer, log: IO[str]) -> None:
         """Check the loss, read the held-out error when due, log and report."""
         loss = float(self.loss_sum) / (self.iteration - self.looked_at)
         self.loss_sum.zero_()
@@ -233,19 +231,20 @@ class Run:
         state = {
             "fingerprint": self.fingerprint, "surgery": self.surgery.state(),
             "best": best if self.best.weights else None, "seconds": self.seconds,
-            "log_bytes": self.log_bytes, "looked_at": self.looked_at, "threads": torch.get_num_threads(),
+            "log_bytes": self.log_bytes, "looked_at": self.looked_at,
+            "threads": torch.get_num_threads(),
         }  # fmt: skip
         checkpoint.save(self.folder, self.iteration, tensors, state)
 
     @torch.no_grad()
-    def resume(self) -> bool:
-        """Take up the newest checkpoint; False where there is none.
+    def resume(self) -> int:
+        """Take up the newest checkpoint; returns its iteration, 0 where there is none.
 
         Raises CheckpointError where it belongs to another run.
         """
         found = checkpoint.latest(self.folder)
         if found is None:
-            return False
+            return 0
         for key, value in self.fingerprint.items():
             if found.state["fingerprint"].get(key) != value:
                 raise CheckpointError(
@@ -273,7 +272,7 @@ class Run:
         self.iteration, self.seconds = found.iteration, found.state["seconds"]
         self.log_bytes, self.looked_at = found.state["log_bytes"], found.state["looked_at"]
         self.loss_sum = t["loss_sum"].to(self.device)
-        return True
+        return self.iteration
 
     def _open_log(self) -> IO[str]:
         """The JSON-lines log, cut back to what the checkpoint knows of."""

@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from dns_onnx.errors import DataError
+
 Array = NDArray[Any]
 
 
@@ -77,33 +79,58 @@ def _joined(parts: list[Any], rows: int) -> Any:
     return parts
 
 
-def class_output(session: ort.InferenceSession) -> str | None:
-    """Name of the output that holds class scores: the first float tensor of rank 2 or more."""
+def class_output(session: ort.InferenceSession, wanted: str | None = None) -> str | None:
+    """Name of the output to read classes from.
+
+    wanted: taken where the session has it.  Otherwise the first float output; None where all
+    outputs are labels, maps or strings.
+    Raises DataError for a wanted value that is no output of the file.
+    """
+    names = [o.name for o in session.get_outputs()]
+    if wanted:
+        if wanted not in names:
+            raise DataError(f"metric: expected an output of the model {names}, got '{wanted}'")
+        return wanted
     for output in session.get_outputs():
         if output.type in ("tensor(float)", "tensor(float16)", "tensor(double)"):
             return str(output.name)
     return None
 
 
-def predicted(session: ort.InferenceSession, inputs: Mapping[str, Array]) -> Array:
-    """Predicted class of each row: the highest score, or the model's own label where it gives one.
-
-    Returns int64 [N].
-    """
-    name = class_output(session)
-    if name is not None:
-        scores = run(session, inputs, [name])[0]
-        return np.asarray(scores.reshape(len(scores), -1).argmax(1))
-    labels = run(session, inputs, [session.get_outputs()[0].name])[0]
-    return np.asarray(labels).reshape(-1).astype(np.int64)
-
-
 def error_rate(
-    session: ort.InferenceSession, data: Iterable[tuple[Mapping[str, Array], Array]]
+    session: ort.InferenceSession,
+    data: Iterable[tuple[Mapping[str, Array], Array]],
+    output: str | None = None,
 ) -> tuple[float, int]:
-    """(fraction of rows whose predicted class is not their label, rows) over (inputs, labels)."""
+    """(fraction of rows whose predicted class is not their label, rows) over (inputs, labels).
+
+    The prediction is the highest score of the output, or the model's own label where it has no
+    scores.
+    Raises DataError for labels that are no class numbers of the model.
+    """
+    name = class_output(session, output)
     wrong = rows = 0
     for inputs, labels in data:
-        wrong += int((predicted(session, inputs) != labels).sum())
+        if name is None:
+            found = run(session, inputs, [session.get_outputs()[0].name])[0]
+            classes, predicted = None, np.asarray(found).reshape(-1)
+        else:
+            scores = run(session, inputs, [name])[0]
+            scores = scores.reshape(len(scores), -1)
+            classes, predicted = scores.shape[1], scores.argmax(1)
+        _refuse_bad_labels(labels, classes)
+        wrong += int((predicted != labels).sum())
         rows += len(labels)
     return (wrong / rows if rows else 0.0), rows
+
+
+def _refuse_bad_labels(labels: Array, classes: int | None) -> None:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"labels: expected class numbers of shape [N], got {labels.dtype} {list(labels.shape)}"
+        )
+    if classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(
+            f"labels: expected 0 to {classes - 1} (the model has {classes} classes), "
+            f"got {labels.min()} to {labels.max()}"
+        )

@@ -11,16 +11,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from dns_onnx.converters.encodings.sites import find_sites
 from dns_onnx.converters.reader import read_model, tensors
 from dns_onnx.runtime import metrics
-
-_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16,
-           onnx.TensorProto.DOUBLE}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TensorCount:
-    """Entries of one float initializer in the original (size) and nonzeros of it in the file."""
+    """Entries of one float tensor in the original (size) and nonzeros of it in the file."""
 
     name: str
     size: int
@@ -39,19 +37,21 @@ class Sizes:
     entropy_bound: int
 
 
-def file_bytes(path: str | os.PathLike[str]) -> int:
-    """Bytes of a model on disk, its external data files included."""
+def model_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files of a model: the one at `path`, then its external data, in order of name."""
     model = onnx.load(os.fspath(path), load_external_data=False)
-    return sum(file.stat().st_size for file in [Path(path), *_external_files(model, Path(path))])
-
-
-def _external_files(model: onnx.ModelProto, path: Path) -> set[Path]:
-    return {
-        path.parent / entry.value
+    outside = {
+        Path(path).parent / entry.value
         for tensor in tensors(model.graph)
         for entry in tensor.external_data
         if entry.key == "location"
     }
+    return [Path(path), *sorted(outside)]
+
+
+def file_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of a model on disk, its external data files included."""
+    return sum(file.stat().st_size for file in model_files(path))
 
 
 def _arrays(model: onnx.ModelProto) -> Iterator[bytes]:
@@ -67,22 +67,22 @@ def measure(
 
     dense: the pruned file's own arrays, decoded.
     """
-    kept = {
-        i.name: int(np.count_nonzero(numpy_helper.to_array(i))) for i in dense.graph.initializer
-    }
+    found = {site.name: site.tensor for site in find_sites(dense)}
     counts = [
-        TensorCount(i.name, int(np.prod(i.dims)), kept.get(i.name, 0))
-        for i in read_model(original).graph.initializer
-        if i.data_type in _FLOATS
-    ]
-    files = [
-        Path(pruned),
-        *_external_files(onnx.load(pruned, load_external_data=False), Path(pruned)),
+        _count(site.name, site.tensor, found.get(site.name))
+        for site in find_sites(read_model(original))
     ]
     sizes = Sizes(
         file_bytes(original), file_bytes(pruned),
-        metrics.gzip_bytes(file.read_bytes() for file in files),
+        metrics.gzip_bytes(file.read_bytes() for file in model_files(pruned)),
         dense.ByteSize(), metrics.gzip_bytes(_arrays(dense)),
         round(sum(metrics.entropy_bound(c.size, c.nnz) for c in counts)),
     )  # fmt: skip
     return sizes, counts
+
+
+def _count(name: str, before: onnx.TensorProto, after: onnx.TensorProto | None) -> TensorCount:
+    size = int(np.prod(before.dims))
+    # a tensor that is not found again counts as kept whole, never as cut
+    nnz = size if after is None else int(np.count_nonzero(numpy_helper.to_array(after)))
+    return TensorCount(name, size, nnz)

@@ -9,6 +9,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 
+@pytest.fixture(scope="session", autouse=True)
+def calibration_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests neither read nor write the user's own calibration of kernels."""
+    os.environ["DNS_ONNX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder that holds data/ and models/: real models and data, never in the repository."""

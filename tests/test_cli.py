@@ -111,13 +111,47 @@ def test_check_passes_and_misses(compressed: Path, cli) -> None:
     assert "MISSED: the error rose by" in out
 
 
-def test_check_finds_a_file_that_is_not_what_was_trained(compressed: Path, cli) -> None:
-    model = onnx.load(compressed / "net.onnx")
-    model.graph.node[1].op_type = "Sigmoid"
-    onnx.save(model, compressed / "wrong.onnx")
+def test_check_of_a_file_that_is_not_there(compressed: Path, cli) -> None:
     code, _, err = cli("check", compressed / "net.onnx", compressed / "absent.onnx")
     assert code == 2
     assert "absent.onnx" in err
+
+
+def test_a_goal_that_cannot_be_judged_is_missed(compressed: Path, cli) -> None:
+    code, out, _ = cli("check", compressed / "net.onnx", compressed / "small.onnx",
+                       "--max-drop", "5", "--seconds", "0.05")  # fmt: skip
+    assert code == 1
+    assert "cannot be judged" in out
+
+
+def test_compress_that_misses_its_goal_exits_1(small: Path, cli) -> None:
+    (small / "hard.toml").write_text("[surgery]\nc_rate = 9\n[train]\niterations = 30")
+    code, out, _ = cli(
+        "compress", small / "net.onnx", "-o", small / "o.onnx", "--train", small / "train.npz",
+        "--config", small / "hard.toml", "--max-drop", "1",
+    )  # fmt: skip
+    assert code == 1
+    assert "MISSED: the error rose by" in out
+    assert (small / "o.onnx").exists()
+
+
+def test_preprocessing_of_the_data_argument_is_kept_for_the_check(small: Path, cli) -> None:
+    code, _, err = cli("compress", small / "net.onnx", "-o", small / "o.onnx",
+                       "--train", f"{small}/train.npz?scale=0.5&mean=1", *FEW)  # fmt: skip
+    assert code == 0, err
+    metadata = {m.key: m.value for m in onnx.load(small / "o.onnx").metadata_props}
+    stored = json.loads(metadata["dns_onnx.preprocess"])
+    assert (stored["scale"], stored["mean"]) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("target", ["net.onnx", "."])
+def test_targets_that_would_destroy_are_refused(small: Path, cli, target: str) -> None:
+    before = (small / "net.onnx").read_bytes()
+    code, _, err = cli("compress", small / "net.onnx", "-o", small / target,
+                       "--train", small / "train.npz", *FEW)  # fmt: skip
+    assert code == 2
+    assert "expected" in err
+    assert (small / "net.onnx").read_bytes() == before
 
 
 def test_inspect(compressed: Path, cli) -> None:

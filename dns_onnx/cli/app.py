@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -10,7 +11,8 @@ from dns_onnx.cli import bench, check, compress, convert, demo, inspect
 from dns_onnx.cli.console import errors
 from dns_onnx.errors import DnsOnnxError, Interrupted
 
-MISSED, WRONG, STOPPED = 1, 2, 130
+WRONG, STOPPED = 2, 130
+DEBUG = "DNS_ONNX_DEBUG"
 
 app = typer.Typer(
     name="dns-onnx",
@@ -36,4 +38,13 @@ def main() -> None:
         sys.exit(STOPPED)
     except (DnsOnnxError, OSError) as error:
         errors.print(f"dns-onnx: {error}", style="red", markup=False)
+        sys.exit(WRONG)
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        errors.print(
+            f"dns-onnx: unexpected {type(error).__name__}: {error}; this may be a bug of ours: "
+            f"run again with {DEBUG}=1 to see where",
+            style="red", markup=False,
+        )  # fmt: skip
         sys.exit(WRONG)

@@ -42,7 +42,7 @@ def command(
          f"{t.load_ms:.1f}", str(t.runs)]
         for t in found
     ]  # fmt: skip
-    header = ["model", "median ms", "quartiles ms", "times the first", "load ms", "runs"]
+    header = ["model", "median ms", "quartiles ms", "speed / first", "load ms", "runs"]
     show(f"Latency, {batch} row(s), {threads} thread(s), in turn", (header, rows))
     if not native:
         out.print("The native kernels are not built here: only plain ONNX Runtime was timed.")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
+import onnx
 import typer
+from pydantic import ValidationError
 
 from dns_onnx import report, sources
 from dns_onnx.cli.compress import DATA_HELP
@@ -14,6 +15,7 @@ from dns_onnx.cli.console import out, show, write_json
 from dns_onnx.config import Preprocess
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
+from dns_onnx.errors import ModelError
 from dns_onnx.pipeline import evaluation_pairs, masked_graph
 from dns_onnx.prepare import input_specs
 from dns_onnx.runtime.check import check
@@ -38,7 +40,7 @@ def command(
         Path | None, typer.Option("--json", help="write all figures there")
     ] = None,
 ) -> None:
-    """Compare PRUNED with the training graph and with ORIGINAL: outputs, metric, bytes, speed.
+    """Compare PRUNED with its masked graph and with ORIGINAL: outputs, error, bytes, speed.
 
     The preprocessing that the pruned file was trained with is read from its metadata.
     """
@@ -46,11 +48,11 @@ def command(
     specs = input_specs(model)
     data = None
     if eval is not None:
-        dataset = sources.load(eval, specs, stored_preprocess(model.metadata_props), "eval")
+        dataset = sources.load(eval, specs, stored_preprocess(model), "eval")
         data = list(evaluation_pairs(dataset))
     found = check(
         original, pruned, data, reference=masked_graph(import_model(model), specs),
-        max_drop=max_drop, seconds=seconds, threads=threads,
+        output=stored(model, "output") or None, max_drop=max_drop, seconds=seconds, threads=threads,
     )  # fmt: skip
     show("Check in ONNX Runtime", report.check_table(found))
     for sentence in found.words:
@@ -63,8 +65,20 @@ def command(
         raise typer.Exit(1)
 
 
-def stored_preprocess(metadata: object) -> Preprocess:
-    """The preprocessing that a compressed file says it was trained with."""
-    entries = {m.key: m.value for m in metadata}  # type: ignore[attr-defined]
-    text = entries.get("dns_onnx.preprocess")
-    return Preprocess.model_validate(json.loads(text)) if text else Preprocess()
+def stored(model: onnx.ModelProto, key: str) -> str:
+    """What a compressed file says of itself under `dns_onnx.KEY`; empty where it says nothing."""
+    return next((m.value for m in model.metadata_props if m.key == f"dns_onnx.{key}"), "")
+
+
+def stored_preprocess(model: onnx.ModelProto) -> Preprocess:
+    """The preprocessing that a compressed file says it was trained with.
+
+    Raises ModelError where it cannot be read.
+    """
+    text = stored(model, "preprocess")
+    try:
+        return Preprocess.model_validate_json(text) if text else Preprocess()
+    except ValidationError as error:
+        raise ModelError(
+            f"metadata dns_onnx.preprocess: expected preprocessing in JSON, got {text!r}"
+        ) from error

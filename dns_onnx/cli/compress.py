@@ -10,7 +10,7 @@ import typer
 
 from dns_onnx import report
 from dns_onnx.cli.console import out, show, training_progress
-from dns_onnx.config import Config, load_config, load_recipe, recipes
+from dns_onnx.config import Config, load_config, load_recipe, parse_config, recipes
 from dns_onnx.converters.exporter import Export
 from dns_onnx.errors import ConfigError
 from dns_onnx.pipeline import Result
@@ -75,7 +75,7 @@ def command(
     format: Annotated[Format, typer.Option(help="how pruned weights are written")] = Format.csr,
     values: Annotated[Values, typer.Option(help=VALUES_HELP)] = Values.float32,
     device: Annotated[Device, typer.Option(help="where training runs")] = Device.auto,
-    seed: Annotated[int | None, typer.Option(help="source of every random draw")] = None,
+    seed: Annotated[int | None, typer.Option(help="source of every random draw", min=0)] = None,
     iterations: Annotated[int | None, typer.Option(help="training iterations", min=1)] = None,
     max_drop: Annotated[
         float | None,
@@ -96,6 +96,8 @@ def command(
 ) -> None:  # fmt: skip
     """Prune MODEL by Dynamic Network Surgery and write the result as ONNX."""
     settings = chosen_config(config, recipe, seed, iterations)
+    if report_dir is not None:
+        report_dir.mkdir(parents=True, exist_ok=True)  # refused now rather than after training
     with training_progress() as observe:
         result = run(
             model, out_file, train=train, eval=eval, config=settings, format=format.value,
@@ -103,6 +105,10 @@ def command(
             device=device.value, run_dir=run_dir, resume=resume, max_drop=max_drop,
             drop_dead=drop_dead, observe=observe,
         )  # fmt: skip
+    if resume:
+        at = result.started_at
+        said = f"Resumed at iteration {at}." if at else "No checkpoint there: started at 0."
+        out.print(said, markup=False)
     if report_dir is not None:
         report.write(result, report_dir)
     print_result(result)
@@ -117,12 +123,12 @@ def chosen_config(
     if file is not None and recipe is not None:
         raise ConfigError("--config and --recipe: expected one of them, got both")
     settings = load_config(file) if file else load_recipe(recipe) if recipe else Config()
+    values = settings.model_dump()
     if seed is not None:
-        settings = settings.model_copy(update={"seed": seed})
+        values["seed"] = seed
     if iterations is not None:
-        train = settings.train.model_copy(update={"iterations": iterations})
-        settings = settings.model_copy(update={"train": train})
-    return settings
+        values["train"]["iterations"] = iterations
+    return parse_config(values, "--seed, --iterations")
 
 
 def print_notes(export: Export) -> None:
@@ -136,6 +142,8 @@ def print_notes(export: Export) -> None:
 def print_result(result: Result) -> None:
     """The tables and sentences of a finished run."""
     show("Layers under surgery", report.layer_table(result))
+    if result.spared:
+        show("Layers left alone", report.spared_table(result))
     show("Weights in the file", report.tensor_table(result.export.tensors))
     print_notes(result.export)
     show(f"Check in ONNX Runtime ({result.metric_source} data)", report.check_table(result.check))

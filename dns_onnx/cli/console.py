@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from dns_onnx import report, train
 from dns_onnx.errors import ExportError
@@ -32,7 +33,7 @@ def show(title: str, table: report.Table) -> None:
         numeric = any(row[i][:1].isdigit() for row in rows)
         drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))  # Text: names may hold what rich takes for markup
     out.print(drawn)
 
 

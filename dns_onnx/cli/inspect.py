@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import onnx
 import torch
 import typer
 
 from dns_onnx import report, sources
+from dns_onnx.cli.check import stored_preprocess
 from dns_onnx.cli.compress import DATA_HELP
 from dns_onnx.cli.console import out, show, write_json
-from dns_onnx.config import Preprocess
 from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.frontier import cut_off, frontier
 from dns_onnx.converters.importer import import_model
@@ -94,7 +93,7 @@ def verified(path: Path, data: str | None) -> list[Difference]:
     else:
         specs = input_specs(model)
         rows = np.arange(fixed_batch([s.shape for s in specs]) or 1)
-        feeds = sources.load(data, specs, Preprocess(), "eval").take(rows).inputs
+        feeds = sources.load(data, specs, stored_preprocess(model), "eval").take(rows).inputs
     try:
         inputs = [torch.from_numpy(x) for x in feeds.values()]
         differences = compare_values(import_model(model), model, inputs)
@@ -143,9 +142,5 @@ def inspect_model(path: Path) -> dict[str, Any]:
         "layers": rows,
         "frontier": frontier(graph), "cut_off": cut_off(graph),
         "opaque": graph.meta.get("opaque", []), "batch": free_batch(model).reason,
-        "metadata": {m.key: m.value for m in _metadata(model)},
+        "metadata": {m.key: m.value for m in model.metadata_props},
     }  # fmt: skip
-
-
-def _metadata(model: onnx.ModelProto) -> list[onnx.StringStringEntryProto]:
-    return list(model.metadata_props)

@@ -95,9 +95,7 @@ def test_depthwise_layer_always_runs_dense(make_layer: Make) -> None:
     assert onnx.load_from_string(data).graph.node[0].op_type == "CsrConvFolded"
 
 
-def test_node_without_a_function_stays_sparse(
-    layer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_node_without_a_function_stays_sparse(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stub(monkeypatch, 0.0)
     data = layer.model(sparse=True, rank=2)
     assert dispatch.fold_slow_layers(data, 1) == (data, [])

@@ -1,0 +1,191 @@
+"""What an importer costs: seconds to import a model, and its forward pass over ONNX Runtime's.
+
+    python benchmarks/importers.py --out docs/results/importers
+    pip install onnx2torch onnx2pytorch torchvision   # these two are timed beside ours if present
+
+The models are the nine light ones that the onnx package ships, with seeded random weights as
+initializers.  Each contender and ONNX Runtime take turns, in one process, with one thread.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+import typer
+from onnx import numpy_helper
+from rich.console import Console
+
+from dns_onnx import report
+from dns_onnx.converters.importer import import_model
+
+Array = np.ndarray[Any, Any]
+Importer = Callable[[onnx.ModelProto], Callable[[torch.Tensor], Any]]
+console = Console(soft_wrap=True, highlight=False)
+
+LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+# the largest difference from ONNX Runtime, over its largest output, that counts as the same
+SAME = 1e-3
+
+
+def with_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with seeded random initializers in place of its ConstantOfShape weights."""
+    rng = np.random.default_rng(0)
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = made.graph
+    held = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    filled = [n for n in graph.node if n.op_type == "ConstantOfShape" and n.input[0] in held]
+    drawn = [
+        numpy_helper.from_array(_draw(tuple(held[n.input[0]].tolist()), rng), n.output[0])
+        for n in filled
+    ]
+    gone = {n.input[0] for n in filled}
+    rest = [n for n in graph.node if n not in filled]
+    kept = [i for i in graph.initializer if i.name not in gone]
+    inputs = [i for i in graph.input if i.name not in held]
+    for field, values in ((graph.node, rest), (graph.initializer, kept + drawn),
+                          (graph.input, inputs)):  # fmt: skip
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]
+        del field[:]
+        field.extend(copies)
+    made.ir_version = 8
+    return made
+
+
+def _draw(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Weights that keep the signal's size; vectors near one, fit for scales and variances."""
+    if len(shape) < 2:
+        return rng.uniform(0.8, 1.2, shape).astype(np.float32)
+    scale = np.float32(np.sqrt(2 / np.prod(shape[1:])))
+    return rng.standard_normal(shape, np.float32) * scale
+
+
+def importers() -> dict[str, Importer]:
+    """Ours and those of the peers that can be imported here, by name and version."""
+    found: dict[str, Importer] = {f"dns-onnx {metadata.version('dns-onnx')}": import_model}
+    if importlib.util.find_spec("onnx2torch"):
+        from onnx2torch import convert
+
+        found[f"onnx2torch {metadata.version('onnx2torch')}"] = convert
+    if importlib.util.find_spec("onnx2pytorch"):
+        from onnx2pytorch import ConvertModel
+
+        found[f"onnx2pytorch {metadata.version('onnx2pytorch')}"] = ConvertModel
+    return found
+
+
+def session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
+    """One row an importer: median seconds, and the median ratio to ONNX Runtime's turn."""
+    model = with_weights(onnx.load(path))
+    reference = session(model)
+    info = reference.get_inputs()[0]
+    x = np.random.default_rng(7).standard_normal(info.shape).astype(np.float32)
+    wanted = reference.run(None, {info.name: x})[0]
+    data = torch.from_numpy(x)
+    rows, modules = [], {}
+    for name, load in importers().items():
+        row: dict[str, Any] = {"model": path.stem.removeprefix("light_"), "importer": name}
+        rows.append(row)
+        try:
+            row["import_s"], modules[name] = _import(load, model)
+            row["error"] = _error(modules[name](data), wanted)
+        except Exception as error:  # a peer that cannot take the model is a result, too
+            row["failed"] = f"{type(error).__name__}: {error}"[:80]
+            modules.pop(name, None)
+    turns = {name: lambda m=module: m(data) for name, module in modules.items()}
+    times = _in_turn({"ort": lambda: reference.run(None, {info.name: x}), **turns}, rounds)
+    for row in rows:
+        if row["importer"] in times:
+            own = times[row["importer"]]
+            row["forward_ms"] = 1e3 * statistics.median(own)
+            row["ort_ms"] = 1e3 * statistics.median(times["ort"])
+            pairs = [a / b for a, b in zip(own, times["ort"], strict=True)]
+            row["over_ort"] = statistics.median(pairs)
+    return rows
+
+
+def _import(load: Importer, model: onnx.ModelProto) -> tuple[float, Any]:
+    start = time.perf_counter()
+    module: Any = load(model)
+    seconds = time.perf_counter() - start
+    return seconds, module.eval()
+
+
+def _error(result: Any, wanted: Array) -> float:
+    got = result[0] if isinstance(result, (tuple, list)) else result
+    gap = np.abs(got.numpy().astype(np.float64) - wanted)
+    return float(gap.max() / np.abs(wanted).max())
+
+
+def _in_turn(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every run of each; the order turns round after every round."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name in list(runs)[:: 1 if turn % 2 else -1]:
+            start = time.perf_counter()
+            runs[name]()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def table(rows: list[dict[str, Any]]) -> report.Table:
+    """The rows as a table; `no` where the outputs differ, the error where there are none."""
+    header = ["model", "importer", "import s", "forward ms", "ORT ms", "over ORT", "equal"]
+    lines = []
+    for r in rows:
+        first = [r["model"], r["importer"]]
+        if "failed" in r:
+            lines.append([*first, "-", "-", "-", "-", r["failed"].replace("|", "/")])
+            continue
+        equal = "yes" if r["error"] <= SAME else f"no: {r['error']:.1e}"
+        lines.append([*first, f"{r['import_s']:.2f}", f"{r['forward_ms']:.1f}",
+                      f"{r['ort_ms']:.1f}", f"{r['over_ort']:.2f}", equal])  # fmt: skip
+    return header, lines
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="timed forward passes of each contender")] = 7,
+    only: Annotated[str, typer.Option(help="part of a model's name")] = "",
+    out: Annotated[Path | None, typer.Option(help="write the table there, .md and .json")] = None,
+) -> None:
+    """Time every importer on the light models and print the table."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # the peers'
+    rows: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for path in sorted(LIGHT.glob("*.onnx")):
+            if only in path.stem:
+                rows += measure(path, rounds)
+    text = report.markdown(table(rows))
+    console.print(text, markup=False)
+    if out is not None:
+        machine = {**report.machine(), "threads": "1", "rounds": str(rounds)}
+        where = ", ".join(f"{k} {v}" for k, v in machine.items())
+        out.with_suffix(".md").write_text(f"{text}\n\nMeasured with: {where}.\n", "utf-8")
+        values = json.dumps({"machine": machine, "rows": rows}, indent=1)
+        out.with_suffix(".json").write_text(values, "utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
