@@ -9,12 +9,13 @@ initializers.  Each contender and ONNX Runtime take turns, in one process, with 
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,18 +76,18 @@ def _draw(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 def importers() -> dict[str, Importer]:
     """Ours and those of the peers that can be imported here, by name and version."""
     found: dict[str, Importer] = {f"dns-onnx {metadata.version('dns-onnx')}": import_model}
-    if importlib.util.find_spec("onnx2torch"):
-        from onnx2torch import convert
-
-        found[f"onnx2torch {metadata.version('onnx2torch')}"] = convert
-    if importlib.util.find_spec("onnx2pytorch"):
-        from onnx2pytorch import ConvertModel
-
-        found[f"onnx2pytorch {metadata.version('onnx2pytorch')}"] = ConvertModel
+    for package, function in (("onnx2torch", "convert"), ("onnx2pytorch", "ConvertModel")):
+        try:
+            load = getattr(importlib.import_module(package), function)
+        except Exception as error:  # absent, or one of its own requirements is
+            console.print(f"{package}: not timed, {type(error).__name__}: {error}", markup=False)
+            continue
+        found[f"{package} {metadata.version(package)}"] = load
     return found
 
 
 def session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """ONNX Runtime on one CPU thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(
@@ -94,7 +95,7 @@ def session(model: onnx.ModelProto) -> ort.InferenceSession:
     )
 
 
-def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
+def measure(path: Path, contenders: dict[str, Importer], rounds: int) -> list[dict[str, Any]]:
     """One row an importer: median seconds, and the median ratio to ONNX Runtime's turn."""
     model = with_weights(onnx.load(path))
     reference = session(model)
@@ -102,8 +103,9 @@ def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
     x = np.random.default_rng(7).standard_normal(info.shape).astype(np.float32)
     wanted = reference.run(None, {info.name: x})[0]
     data = torch.from_numpy(x)
-    rows, modules = [], {}
-    for name, load in importers().items():
+    rows: list[dict[str, Any]] = []
+    modules: dict[str, Any] = {}
+    for name, load in contenders.items():
         row: dict[str, Any] = {"model": path.stem.removeprefix("light_"), "importer": name}
         rows.append(row)
         try:
@@ -112,8 +114,8 @@ def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
         except Exception as error:  # a peer that cannot take the model is a result, too
             row["failed"] = f"{type(error).__name__}: {error}"[:80]
             modules.pop(name, None)
-    turns = {name: lambda m=module: m(data) for name, module in modules.items()}
-    times = _in_turn({"ort": lambda: reference.run(None, {info.name: x}), **turns}, rounds)
+    turns = {name: partial(module, data) for name, module in modules.items()}
+    times = _in_turn({"ort": partial(reference.run, None, {info.name: x}), **turns}, rounds)
     for row in rows:
         if row["importer"] in times:
             own = times[row["importer"]]
@@ -173,10 +175,11 @@ def main(
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the peers'
     rows: list[dict[str, Any]] = []
+    contenders = importers()
     with torch.no_grad():
         for path in sorted(LIGHT.glob("*.onnx")):
             if only in path.stem:
-                rows += measure(path, rounds)
+                rows += measure(path, contenders, rounds)
     text = report.markdown(table(rows))
     console.print(text, markup=False)
     if out is not None:
