@@ -9,6 +9,7 @@ initializers.  Each contender and ONNX Runtime take turns, in one process, with 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import statistics
@@ -32,12 +33,15 @@ from dns_onnx import report
 from dns_onnx.converters.importer import import_model
 
 Array = np.ndarray[Any, Any]
+Rows = list[dict[str, Any]]
 Importer = Callable[[onnx.ModelProto], Callable[[torch.Tensor], Any]]
 console = Console(soft_wrap=True, highlight=False)
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 # the largest difference from ONNX Runtime, over its largest output, that counts as the same
 SAME = 1e-3
+# imports of each model by each importer
+IMPORTS = 3
 
 
 def with_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -95,25 +99,24 @@ def session(model: onnx.ModelProto) -> ort.InferenceSession:
     )
 
 
-def measure(path: Path, contenders: dict[str, Importer], rounds: int) -> list[dict[str, Any]]:
+def measure(path: Path, contenders: dict[str, Importer], rounds: int) -> Rows:
     """One row an importer: median seconds, and the median ratio to ONNX Runtime's turn."""
     model = with_weights(onnx.load(path))
+    model.graph.name = path.stem.removeprefix("light_")
     reference = session(model)
     info = reference.get_inputs()[0]
     x = np.random.default_rng(7).standard_normal(info.shape).astype(np.float32)
     wanted = reference.run(None, {info.name: x})[0]
     data = torch.from_numpy(x)
-    rows: list[dict[str, Any]] = []
-    modules: dict[str, Any] = {}
-    for name, load in contenders.items():
-        row: dict[str, Any] = {"model": path.stem.removeprefix("light_"), "importer": name}
-        rows.append(row)
+    rows, modules = _import_in_turn(contenders, model)
+    for row in rows:
+        if row["importer"] not in modules:
+            continue
         try:
-            row["import_s"], modules[name] = _import(load, model)
-            row["error"] = _error(modules[name](data), wanted)
-        except Exception as error:  # a peer that cannot take the model is a result, too
-            row["failed"] = f"{type(error).__name__}: {error}"[:80]
-            modules.pop(name, None)
+            row["error"] = _error(modules[row["importer"]](data), wanted)
+        except Exception as error:  # an import that cannot run is a result, too
+            row["failed"] = _short(error)
+            del modules[row["importer"]]
     turns = {name: partial(module, data) for name, module in modules.items()}
     times = _in_turn({"ort": partial(reference.run, None, {info.name: x}), **turns}, rounds)
     for row in rows:
@@ -126,11 +129,38 @@ def measure(path: Path, contenders: dict[str, Importer], rounds: int) -> list[di
     return rows
 
 
-def _import(load: Importer, model: onnx.ModelProto) -> tuple[float, Any]:
-    start = time.perf_counter()
-    module: Any = load(model)
-    seconds = time.perf_counter() - start
-    return seconds, module.eval()
+def _import_in_turn(
+    contenders: dict[str, Importer], model: onnx.ModelProto
+) -> tuple[Rows, dict[str, Any]]:
+    """A row an importer with its median seconds or its error, and the modules."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    modules: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for turn in range(IMPORTS):
+        for name in list(contenders)[:: -1 if turn % 2 else 1]:
+            gc.collect()  # not on the next one's time
+            start = time.perf_counter()
+            try:
+                module: Any = contenders[name](model)
+            except Exception as error:  # a peer that cannot take the model is a result, too
+                failed[name] = _short(error)
+                continue
+            seconds[name].append(time.perf_counter() - start)
+            modules[name] = module.eval()
+    rows: Rows = []
+    for name in contenders:
+        row = {"model": model.graph.name, "importer": name}
+        found = (
+            {"failed": failed[name]}
+            if name in failed
+            else {"import_s": statistics.median(seconds[name])}
+        )
+        rows.append({**row, **found})
+    return rows, modules
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:80]
 
 
 def _error(result: Any, wanted: Array) -> float:
@@ -151,7 +181,7 @@ def _in_turn(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
     return times
 
 
-def table(rows: list[dict[str, Any]]) -> report.Table:
+def table(rows: Rows) -> report.Table:
     """The rows as a table; `no` where the outputs differ, the error where there are none."""
     header = ["model", "importer", "import s", "forward ms", "ORT ms", "over ORT", "equal"]
     lines = []
@@ -174,7 +204,7 @@ def main(
     """Time every importer on the light models and print the table."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the peers'
-    rows: list[dict[str, Any]] = []
+    rows: Rows = []
     contenders = importers()
     with torch.no_grad():
         for path in sorted(LIGHT.glob("*.onnx")):

@@ -192,7 +192,13 @@ def _byte_length(tensor: TensorProto) -> int:
 
 
 def _is_large(tensor: TensorProto) -> bool:
-    return tensor.ByteSize() > _SMALL_BYTES or tensor.data_location == TensorProto.EXTERNAL
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return True
+    try:
+        return _byte_length(tensor) > _SMALL_BYTES
+    except (KeyError, OverflowError):  # an unknown element type, or sizes beyond any memory
+        # the only way for these, as it writes the whole tensor out to measure it
+        return tensor.ByteSize() > _SMALL_BYTES
 
 
 def _without_large_tensors(model: ModelProto) -> ModelProto:
