@@ -51,19 +51,31 @@ class Layer:
 
 
 def conv(
-    name: str, maps: int, size: int, filters: int, kernel: int, density: float,
-    stride: int = 1, pad: int = 0, group: int = 1,
+    name: str,
+    maps: int,
+    size: int,
+    filters: int,
+    kernel: int,
+    density: float,
+    stride: int = 1,
+    pad: int = 0,
+    group: int = 1,
 ) -> Layer:
     return Layer(
-        f"{name} {density:.0%}", (1, maps, size, size), (filters, maps // group, kernel, kernel),
-        density, (("strides", [stride] * 2), ("pads", [pad] * 4), ("group", group)),
+        f"{name} {density:.0%}",
+        (1, maps, size, size),
+        (filters, maps // group, kernel, kernel),
+        density,
+        (("strides", [stride] * 2), ("pads", [pad] * 4), ("group", group)),
     )
 
 
 def fully_connected() -> Iterator[Layer]:
     for batch in (1, 8, 64):
         for name, n, k, density in (
-            ("fc6", 4096, 9216, 0.037), ("fc7", 4096, 4096, 0.066), ("fc8", 1000, 4096, 0.046)
+            ("fc6", 4096, 9216, 0.037),
+            ("fc7", 4096, 4096, 0.066),
+            ("fc8", 1000, 4096, 0.046),
         ):
             yield Layer(f"{name} batch {batch}", (batch, k), (n, k), density, (("transB", 1),))
 
@@ -86,14 +98,22 @@ def conv3x3() -> Iterator[Layer]:
 def conv1x1() -> Iterator[Layer]:
     for density in (0.2, 0.1, 0.05, 0.02):
         for maps, size, filters in (
-            (64, 56, 256), (256, 56, 64), (512, 28, 128), (1024, 14, 256), (512, 7, 2048),
-            (512, 14, 512), (96, 28, 24),
+            (64, 56, 256),
+            (256, 56, 64),
+            (512, 28, 128),
+            (1024, 14, 256),
+            (512, 7, 2048),
+            (512, 14, 512),
+            (96, 28, 24),
         ):
             yield conv(f"1x1 {maps}x{size}-{filters}", maps, size, filters, 1, density)
 
 
 GROUPS: dict[str, Callable[[], Iterator[Layer]]] = {
-    "fc": fully_connected, "alexnet": alexnet, "conv3x3": conv3x3, "conv1x1": conv1x1,
+    "fc": fully_connected,
+    "alexnet": alexnet,
+    "conv3x3": conv3x3,
+    "conv1x1": conv1x1,
 }
 
 
@@ -118,11 +138,16 @@ def model(layer: Layer, weight: Array, *, sparse: bool) -> bytes:
         }
         op = "Csr" + op
     node = helper.make_node(
-        op, ["X", *values], ["Y"], name=layer.name, domain="dns_onnx" if sparse else "",
+        op,
+        ["X", *values],
+        ["Y"],
+        name=layer.name,
+        domain="dns_onnx" if sparse else "",
         **dict(layer.attributes),
     )
     graph = helper.make_graph(
-        [node], "layer",
+        [node],
+        "layer",
         [helper.make_tensor_value_info("X", TensorProto.FLOAT, layer.x)],
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in values.items()],
@@ -164,7 +189,8 @@ def deepsparse_runner(path: str, x: Array, threads: int) -> Run:
 
 
 PEERS: dict[str, Callable[[str, Array, int], Run]] = {
-    "openvino": openvino_runner, "deepsparse": deepsparse_runner,
+    "openvino": openvino_runner,
+    "deepsparse": deepsparse_runner,
 }
 
 
@@ -203,8 +229,11 @@ class Child:
 
     def __init__(self, peer: str, python: str) -> None:
         self.process = subprocess.Popen(
-            [python, __file__, "--serve", peer], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
+            [python, __file__, "--serve", peer],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
     def ask(self, **job: Any) -> float:
@@ -219,7 +248,11 @@ class Child:
 
 
 def measure(
-    layer: Layer, threads: int, seconds: float, library: str, children: dict[str, Child],
+    layer: Layer,
+    threads: int,
+    seconds: float,
+    library: str,
+    children: dict[str, Child],
     clock: str,
 ) -> dict[str, float]:
     """Median milliseconds of each contender, and `gflops` of ours on the nonzeros."""
@@ -263,8 +296,12 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", choices=GROUPS, default=default)
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--seconds", type=float, default=1.0, help="for each line of the table")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for one thread on a "
-                        "busy machine; counts the peers' idle spinning too")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: for one thread on a busy machine; counts the peers' idle spinning too",
+    )
     parser.add_argument("--only", default="", help="layers whose name holds this text")
     parser.add_argument("--openvino", metavar="PYTHON", help="interpreter that has openvino")
     parser.add_argument("--deepsparse", metavar="PYTHON", help="interpreter that has deepsparse")
@@ -279,24 +316,37 @@ def main() -> None:
     interpreters = {"openvino": options.openvino, "deepsparse": options.deepsparse}
     children = {peer: Child(peer, python) for peer, python in interpreters.items() if python}
     peak = peak_gflops()
-    print(f"kernels {kernel_set()}, FMA peak of one thread {peak:.0f} GFLOP/s, load "
-          f"{os.getloadavg()[0]:.1f}; {options.clock} milliseconds, then how many times as fast "
-          "ours is")
+    print(
+        f"kernels {kernel_set()}, FMA peak of one thread {peak:.0f} GFLOP/s, load "
+        f"{os.getloadavg()[0]:.1f}; {options.clock} milliseconds, then how many times as fast "
+        "ours is"
+    )
     rows = []
     for threads in options.threads:
         for layer in (layer for group in options.layers for layer in GROUPS[group]()):
             if options.only not in layer.name:
                 continue
-            times = measure(layer, threads, options.seconds, str(library_path()), children,
-                            options.clock)
-            rows.append({"layer": layer.name, "threads": threads, **times,
-                         "peak": times["gflops"] / (peak * threads)})
+            times = measure(
+                layer, threads, options.seconds, str(library_path()), children, options.clock
+            )
+            rows.append(
+                {
+                    "layer": layer.name,
+                    "threads": threads,
+                    **times,
+                    "peak": times["gflops"] / (peak * threads),
+                }
+            )
             peers = "".join(
                 f"  {name} {ms:8.3f} ({ms / times['ours']:5.2f}x)"
-                for name, ms in times.items() if name not in ("ours", "gflops")
+                for name, ms in times.items()
+                if name not in ("ours", "gflops")
             )
-            print(f"{layer.name:24} {threads}T  ours {times['ours']:7.3f}{peers}"
-                  f"  {times['gflops'] / (peak * threads):4.0%} of peak", flush=True)
+            print(
+                f"{layer.name:24} {threads}T  ours {times['ours']:7.3f}{peers}"
+                f"  {times['gflops'] / (peak * threads):4.0%} of peak",
+                flush=True,
+            )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 
