@@ -195,7 +195,7 @@ def _is_large(tensor: TensorProto) -> bool:
     if tensor.data_location == TensorProto.EXTERNAL:
         return True
     try:
-        return _byte_length(tensor) > _SMALL_BYTES
+        return bool(_byte_length(tensor) > _SMALL_BYTES)
     except (KeyError, OverflowError):  # an unknown element type, or sizes beyond any memory
         # the only way for these, as it writes the whole tensor out to measure it
         return tensor.ByteSize() > _SMALL_BYTES

@@ -163,6 +163,19 @@ class Config(_Strict):
             )
         return self
 
+    def scaled(self, iterations: int) -> Config:
+        """The same schedule over another number of iterations: what counts in them is scaled."""
+        factor = iterations / self.train.iterations
+        values = self.model_dump()
+        values["train"]["iterations"] = iterations
+        tables = [values["solver"], values["surgery"], *values["layer"]]
+        for table in tables:
+            for key in ("tail", "stepsize", "iter_stop", "ramp_iters"):
+                if (table.get(key) or 0) > 0:
+                    table[key] = max(1, int(table[key] * factor))
+        values["solver"]["stepvalue"] = [int(i * factor) for i in self.solver.stepvalue]
+        return Config.model_validate(values)
+
     def layer_settings(self, *names: str) -> LayerSettings:
         """Settings of the layer that bears these names: the defaults, then each rule in turn."""
         settings = self.surgery.model_dump()
@@ -230,6 +243,9 @@ def parse_config(values: Mapping[str, Any], where: str) -> Config:
 def _explain(where: str, error: Any) -> str:
     """One pydantic complaint as `file: key: expected, got`."""
     key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "value_error":  # a validator of ours: it says all by itself
+        said = str(error["ctx"]["error"])
+        return f"{where}: {key}: {said}" if key else f"{where}: {said}"
     if error["type"] == "extra_forbidden":
         allowed = ", ".join(_fields_at(error["loc"][:-1]))
         return f"{where}: {key}: unknown key; allowed here: {allowed}"

@@ -77,14 +77,21 @@ def prune_and_splice(weight: Tensor, mask: Tensor, a: float, b: float) -> None:
     """
     # NumPy compares and combines on the CPU more than twice as fast as torch does
     plain = weight.device.type == "cpu" and weight.dtype != torch.bfloat16
-    for pair in chunks(weight, mask):
-        w, m = (t.numpy() for t in pair) if plain else pair
-        magnitude = abs(w)
-        # as a <= b, "above b, or kept and above a" is the whole rule
-        m &= magnitude > a
-        m |= magnitude > b
+    for w, m in chunks(weight, mask):
+        if plain:
+            _cut_and_splice(w.numpy(), m.numpy(), a, b)
+        else:
+            _cut_and_splice(w, m, a, b)
     if plain:
         torch.autograd.graph.increment_version(mask)
+
+
+def _cut_and_splice(w: Any, m: Any, a: float, b: float) -> None:
+    """The rule, in place, on NumPy arrays and on tensors alike."""
+    magnitude = abs(w)
+    # as a <= b, "above b, or kept and above a" is the whole rule
+    m &= magnitude > a
+    m |= magnitude > b
 
 
 class LayerSurgery:

@@ -73,6 +73,13 @@ def test_thresholds_rise_unless_a_c_rate_is_given() -> None:
     assert given.ramp_iters == 0
 
 
+def test_a_schedule_is_scaled_as_a_whole() -> None:
+    scaled = load_recipe("lenet5").scaled(3000)
+    assert (scaled.train.iterations, scaled.solver.tail) == (3000, 1000)
+    layer = scaled.layer_settings("ip1")
+    assert (layer.iter_stop, layer.ramp_iters, layer.c_rate) == (2000, 1400, 7.2)
+
+
 def test_brackets_in_names_are_no_pattern() -> None:
     config = parse_config({"layer": [{"match": "blocks[0].w*", "c_rate": 3}]}, "x")
     assert config.layer_settings("n", "blocks[0].weight").c_rate == 3
@@ -94,8 +101,8 @@ def test_rules_that_name_no_layer_are_found() -> None:
         ("[[layer]]\nc_rate = 1", r"c\.toml: layer\.0\.match: Field required"),
         ("[solver]\nlr = 0", r"c\.toml: solver\.lr: .*greater than 0, got 0"),
         ("seed = -1", r"c\.toml: seed: .*greater than or equal to 0, got -1"),
-        ("[solver]\ntail = 30000", r"solver\.tail: expected at most train\.iterations"),
-        ("[preprocess]\nstd = [0.5, 0]", r"c\.toml: preprocess: .*std must be positive"),
+        ("[solver]\ntail = 30000", r"c\.toml: solver\.tail: expected at most train\.iterations"),
+        ("[preprocess]\nstd = [0.5, 0]", r"c\.toml: preprocess: std must be positive"),
         ("data = [", r"c\.toml: not valid TOML"),
     ],
 )

@@ -10,7 +10,7 @@ import typer
 
 from dns_onnx import report
 from dns_onnx.cli.console import out, show, training_progress
-from dns_onnx.config import Config, load_config, load_recipe, parse_config, recipes
+from dns_onnx.config import Config, load_config, load_recipe, recipes
 from dns_onnx.converters.exporter import Export
 from dns_onnx.errors import ConfigError
 from dns_onnx.pipeline import Result
@@ -76,7 +76,7 @@ def command(
     values: Annotated[Values, typer.Option(help=VALUES_HELP)] = Values.float32,
     device: Annotated[Device, typer.Option(help="where training runs")] = Device.auto,
     seed: Annotated[int | None, typer.Option(help="source of every random draw", min=0)] = None,
-    iterations: Annotated[int | None, typer.Option(help="training iterations", min=1)] = None,
+    iterations: Annotated[int | None, typer.Option(help="training iterations; the schedule is scaled along", min=1)] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(help="exit 1 if the error rises by more than this many percentage points"),
@@ -123,12 +123,9 @@ def chosen_config(
     if file is not None and recipe is not None:
         raise ConfigError("--config and --recipe: expected one of them, got both")
     settings = load_config(file) if file else load_recipe(recipe) if recipe else Config()
-    values = settings.model_dump()
     if seed is not None:
-        values["seed"] = seed
-    if iterations is not None:
-        values["train"]["iterations"] = iterations
-    return parse_config(values, "--seed, --iterations")
+        settings = settings.model_copy(update={"seed": seed})
+    return settings.scaled(iterations) if iterations is not None else settings
 
 
 def print_notes(export: Export) -> None:
