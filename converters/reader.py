@@ -198,7 +198,7 @@ def _is_large(tensor: TensorProto) -> bool:
         return bool(_byte_length(tensor) > _SMALL_BYTES)
     except (KeyError, OverflowError):  # an unknown element type, or sizes beyond any memory
         # the only way for these, as it writes the whole tensor out to measure it
-        return tensor.ByteSize() > _SMALL_BYTES
+        return bool(tensor.ByteSize() > _SMALL_BYTES)
 
 
 def _without_large_tensors(model: ModelProto) -> ModelProto:

@@ -76,7 +76,9 @@ def command(
     values: Annotated[Values, typer.Option(help=VALUES_HELP)] = Values.float32,
     device: Annotated[Device, typer.Option(help="where training runs")] = Device.auto,
     seed: Annotated[int | None, typer.Option(help="source of every random draw", min=0)] = None,
-    iterations: Annotated[int | None, typer.Option(help="training iterations; the schedule is scaled along", min=1)] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="training iterations; the schedule is scaled along", min=1)
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(help="exit 1 if the error rises by more than this many percentage points"),
