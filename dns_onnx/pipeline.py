@@ -81,8 +81,8 @@ def compress(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    train: str | Dataset,
-    eval: str | Dataset | None = None,
+    train: Any,
+    eval: Any = None,
     config: Config | None = None,
     format: str = "csr",
     values: str = "float32",
@@ -96,8 +96,8 @@ def compress(
 ) -> Result:
     """Prune an ONNX model by Dynamic Network Surgery and write the result as ONNX.
 
-    model, out: paths.  train, eval: DATA arguments (see `sources.load`) or datasets; eval data are
-        read once, at the end, and decide nothing.
+    model, out: paths.  train, eval: DATA arguments (see `sources.load`), torch Datasets, iterables
+        of batches, or datasets of ours; eval data decide nothing.
     format: csr, portable, coo or dense.  values: float32, float16 or int8.
     device: auto, cpu or cuda.
     run_dir: checkpoints and log (default: beside `out`); resume: go on from what lies there.

@@ -183,7 +183,7 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
 
 
 def load_datasets(
-    train: str | Dataset, eval: str | Dataset | None, config: Config, specs: list[InputSpec]
+    train: Any, eval: Any, config: Config, specs: list[InputSpec]
 ) -> tuple[Dataset, Dataset | None, Dataset, str]:
     """(teaching, held-out, judged, what the judged data are)."""
     given = _dataset(train, config, specs, "train")
@@ -200,10 +200,10 @@ def load_datasets(
     return teaching, heldout, teaching, "training"
 
 
-def _dataset(given: str | Dataset, config: Config, specs: list[InputSpec], role: str) -> Dataset:
+def _dataset(given: Any, config: Config, specs: list[InputSpec], role: str) -> Dataset:
     if isinstance(given, str):
         return sources.load(given, specs, config.preprocess, role)
-    return given
+    return sources.wrap(given, specs, config.preprocess, f"{role} data")
 
 
 def check_classes(model: Classifier, datasets: Mapping[str, Dataset | None]) -> None:

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -161,6 +161,16 @@ def _entry_point(name: str, specs: Sequence[InputSpec], preprocess: Preprocess) 
         source = target() if callable(target) and rows else target
     except Exception as error:  # the user's own code: whatever it raises is told, not traced
         raise DataError(f"{name}: raised {type(error).__name__}: {error}") from error
+    return wrap(source, specs, preprocess, name)
+
+
+def wrap(source: Any, specs: Sequence[InputSpec], preprocess: Preprocess, name: str) -> Dataset:
+    """A torch Dataset, or an iterable of batches, as a dataset of ours (which stays as it is).
+
+    Raises DataError for anything else.
+    """
+    if hasattr(source, "take"):
+        return cast(Dataset, source)
     indexable = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     if indexable and not isinstance(source, list):
         return LazyDataset(specs, source, preprocess, name)

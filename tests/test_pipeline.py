@@ -93,6 +93,16 @@ def test_evaluation_data_decide_nothing(small: Path) -> None:
     assert without.metric_source == "held-out"
 
 
+def test_a_torch_dataset_gives_the_same_as_the_arrays_in_it(small: Path) -> None:
+    arrays = np.load(small / "train.npz")
+    rows = torch.utils.data.TensorDataset(
+        torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["labels"])
+    )
+    compress(small / "net.onnx", small / "b.onnx", train=rows, config=settings(),
+             bench_seconds=0.05)  # fmt: skip
+    assert (small / "b.onnx").read_bytes() == run(small, "a.onnx").path.read_bytes()
+
+
 def test_layers_can_be_spared(small: Path) -> None:
     config = settings(
         layer=[{"match": "fc2", "prune": False}, {"match": "fc1", "prune_bias": False}]
