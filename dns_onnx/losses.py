@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from dns_onnx.converters.encodings.sites import FLOAT_TYPES
 from dns_onnx.data import Batch
 from dns_onnx.errors import ConfigError, DataError, TrainingError
-
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16,
-           onnx.TensorProto.DOUBLE)  # fmt: skip
 
 
 class Classifier(nn.Module):
@@ -108,7 +106,7 @@ def score_value(model: onnx.ModelProto, wanted: str | None = None) -> str:
             )
         return wanted
     for output in model.graph.output:
-        if output.type.tensor_type.elem_type in _FLOATS:
+        if output.type.tensor_type.elem_type in FLOAT_TYPES:
             return _before_softmax(output.name, producers)
     softmax = [n for n in model.graph.node if n.op_type in ("Softmax", "LogSoftmax")]
     if softmax:
@@ -152,11 +150,3 @@ def ending_at(graph: fx.GraphModule, value: str) -> fx.GraphModule:
     ended.delete_all_unused_submodules()
     ended.recompile()
     return ended
-
-
-def fixed_batch(shapes: Sequence[tuple[int | None, ...] | None]) -> int | None:
-    """The batch size that the model's inputs fix, or None where it is free."""
-    sizes = {s[0] for s in shapes if s}
-    if None in sizes or len(sizes) != 1:
-        return None
-    return sizes.pop()

@@ -24,7 +24,6 @@ from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
 from dns_onnx.data import Dataset, InputSpec, all_labels, batches
 from dns_onnx.errors import ConfigError
-from dns_onnx.losses import fixed_batch
 from dns_onnx.prepare import (
     Spared,
     check_classes,
@@ -181,7 +180,7 @@ def masked_graph(
 ) -> Callable[[Mapping[str, Array]], list[Any]]:
     """The masked graph as a function from a batch to all of the model's outputs."""
     graph.eval()
-    names, piece = [s.name for s in specs], fixed_batch([s.shape for s in specs])
+    names, piece = [s.name for s in specs], metrics.fixed_batch([s.shape for s in specs])
 
     @torch.no_grad()
     def compute(inputs: Mapping[str, Array]) -> list[Any]:

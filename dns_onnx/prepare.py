@@ -19,8 +19,9 @@ from dns_onnx.converters.frontier import cut_off
 from dns_onnx.converters.layers import Layer, layers
 from dns_onnx.data import Dataset, InputSpec, all_labels, check_labels, split
 from dns_onnx.errors import ConfigError, DataError
-from dns_onnx.losses import Classifier, fixed_batch, score_value
+from dns_onnx.losses import Classifier, score_value
 from dns_onnx.masks import Masked, holders
+from dns_onnx.runtime.metrics import fixed_batch
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
 from dns_onnx.train import Run
 

@@ -115,7 +115,8 @@ def check(
         error_before, rows = metrics.error_rate(before, labelled, output)
         error_after, _ = metrics.error_rate(after, labelled, output)
     sizes, tensors = measure(original, pruned, dense)
-    timings = _race(original, pruned, sample, seconds, threads)
+    size = metrics.fixed_batch(i.shape for i in before.get_inputs())
+    timings = _race(original, pruned, sample, seconds, threads, size)
     problems = [
         f"output '{o.name}' differs from {against} by {o.max_abs:.3g} at scale {o.scale:.3g}"
         for o in outputs
@@ -192,13 +193,15 @@ def _quiet() -> ort.SessionOptions:
 
 def _race(
     original: str | Path, pruned: str | Path, sample: Mapping[str, Array], seconds: float,
-    threads: int,
+    threads: int, size: int | None,
 ) -> list[Timing]:  # fmt: skip
-    """Original and pruned in turn on one row, and the pruned with our kernels where it has any."""
+    """Original and pruned in turn, and the pruned with our kernels where it has any.
+
+    size: the batch that the model fixes; one row where it fixes none.
+    """
     one = {name: x[:1] for name, x in sample.items()}
-    with_batch = _fixed_batch(original)
-    if with_batch:
-        one = {name: np.repeat(x, with_batch, axis=0) for name, x in one.items()}
+    if size is not None:
+        one = {name: np.repeat(x, size, axis=0) for name, x in one.items()}
     runners: dict[str, str | Path] = {ORIGINAL: original, STOCK: pruned}
     if _has_kernels(pruned):
         runners[NATIVE] = pruned
@@ -207,16 +210,6 @@ def _race(
 
 def _structure(path: str | Path) -> onnx.ModelProto:
     return onnx.load(os.fspath(path), load_external_data=False)
-
-
-def _fixed_batch(path: str | Path) -> int | None:
-    model = _structure(path)
-    weights = {i.name for i in model.graph.initializer}
-    for i in model.graph.input:
-        dims = i.type.tensor_type.shape.dim
-        if i.name not in weights and dims and dims[0].dim_value > 1:
-            return int(dims[0].dim_value)
-    return None
 
 
 def _has_kernels(path: str | Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,13 +39,15 @@ def run(
     session: ort.InferenceSession, inputs: Mapping[str, Array], names: list[str] | None = None
 ) -> list[Any]:
     """The session's outputs on a batch of any size, whatever batch the model fixes."""
-    sizes = {i.shape[0] for i in session.get_inputs() if i.shape}
-    piece = sizes.pop() if len(sizes) == 1 else None
-    return in_pieces(
-        lambda feed: list(session.run(names, dict(feed))),
-        inputs,
-        piece if isinstance(piece, int) and piece > 0 else None,
-    )
+    piece = fixed_batch(i.shape for i in session.get_inputs())
+    return in_pieces(lambda feed: list(session.run(names, dict(feed))), inputs, piece)
+
+
+def fixed_batch(shapes: Iterable[Sequence[Any] | None]) -> int | None:
+    """The batch size that the model's input shapes fix, or None where it is free."""
+    sizes = {shape[0] for shape in shapes if shape}
+    size = sizes.pop() if len(sizes) == 1 else None
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def in_pieces(

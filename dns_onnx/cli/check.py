@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from dns_onnx import report, sources
 from dns_onnx.cli.compress import DATA_HELP
-from dns_onnx.cli.console import out, show, write_json
+from dns_onnx.cli.console import print_verdict, show, write_json
 from dns_onnx.config import Preprocess
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
@@ -55,10 +55,7 @@ def command(
         output=stored(model, "output") or None, max_drop=max_drop, seconds=seconds, threads=threads,
     )  # fmt: skip
     show("Check in ONNX Runtime", report.check_table(found))
-    for sentence in found.words:
-        out.print(sentence, markup=False)
-    for problem in found.problems:
-        out.print(f"MISSED: {problem}", style="red", markup=False)
+    print_verdict(found)
     if json_file is not None:
         write_json(json_file, {"machine": report.machine(), **found.to_json()})
     if not found.ok:

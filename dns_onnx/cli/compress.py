@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dns_onnx import report
-from dns_onnx.cli.console import out, show, training_progress
+from dns_onnx.cli.console import out, print_verdict, show, training_progress
 from dns_onnx.config import Config, load_config, load_recipe, recipes
 from dns_onnx.converters.exporter import Export
 from dns_onnx.errors import ConfigError
@@ -146,8 +146,5 @@ def print_result(result: Result) -> None:
     show("Weights in the file", report.tensor_table(result.export.tensors))
     print_notes(result.export)
     show(f"Check in ONNX Runtime ({result.metric_source} data)", report.check_table(result.check))
-    for sentence in result.check.words:
-        out.print(sentence, markup=False)
-    for problem in result.check.problems:
-        out.print(f"MISSED: {problem}", style="red", markup=False)
+    print_verdict(result.check)
     out.print(f"Written: {result.path}", markup=False)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dns_onnx import report, train
 from dns_onnx.errors import ExportError
+from dns_onnx.runtime.check import Check
 
 out = Console(soft_wrap=True, highlight=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -35,6 +36,14 @@ def show(title: str, table: report.Table) -> None:
     for row in rows:
         drawn.add_row(*map(Text, row))  # Text: names may hold what rich takes for markup
     out.print(drawn)
+
+
+def print_verdict(check: Check) -> None:
+    """What a check found, in words, and what it missed."""
+    for sentence in check.words:
+        out.print(sentence, markup=False)
+    for problem in check.problems:
+        out.print(f"MISSED: {problem}", style="red", markup=False)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,10 +22,10 @@ from dns_onnx.converters.layers import layers
 from dns_onnx.converters.reader import read_model
 from dns_onnx.converters.verify import Difference, compare_values
 from dns_onnx.errors import ModelError
-from dns_onnx.losses import fixed_batch
 from dns_onnx.masks import holders
 from dns_onnx.prepare import input_specs
 from dns_onnx.runtime.bench import random_inputs
+from dns_onnx.runtime.metrics import fixed_batch
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import file_bytes
 
