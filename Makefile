@@ -32,7 +32,7 @@ format: $(STAMP)
 
 $(STAMP): $(SOURCES)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo,tensorboard,dev]'
 	@$(BIN)/python -c "from dns_onnx.runtime import library_path; print('Sparse kernels:', library_path())" 2>/dev/null \
 	  || echo "Installed without the native sparse kernels; everything else works."
 	touch $@

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dns_onnx.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{9})")
 
 

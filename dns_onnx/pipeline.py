@@ -24,6 +24,7 @@ from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
 from dns_onnx.data import Dataset, InputSpec, all_labels, batches
 from dns_onnx.errors import ConfigError
+from dns_onnx.journal import Observer, silent
 from dns_onnx.prepare import (
     Spared,
     check_classes,
@@ -36,7 +37,7 @@ from dns_onnx.runtime import metrics
 from dns_onnx.runtime.check import Check, check
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import model_files
-from dns_onnx.train import EVAL_BATCH, Observer, Outcome, Run, silent
+from dns_onnx.train import EVAL_BATCH, Outcome, Run
 
 Array = NDArray[Any]
 TRAIN_METRIC_ROWS = 10_000  # rows of training data that stand in where there is nothing better
@@ -92,6 +93,7 @@ def compress(
     drop_dead: bool = False,
     bench_seconds: float = 1.0,
     observe: Observer = silent,
+    tensorboard: str | os.PathLike[str] | None = None,
 ) -> Result:
     """Prune an ONNX model by Dynamic Network Surgery and write the result as ONNX.
 
@@ -103,6 +105,7 @@ def compress(
     max_drop: the rise of the error, in percentage points, above which the result counts as missed.
     drop_dead: also remove units that died with the pruning, where the result is provably the same.
     bench_seconds: how long each contender of the check is timed.
+    observe: called with each look at the run.  tensorboard: folder for its events.
     Raises a DnsOnnxError that says what to mend; `out` is then untouched.
     """
     config = config or Config()
@@ -123,6 +126,7 @@ def compress(
         trained, graph, config, where, Path(run_dir) if run_dir else out.with_suffix(".run"),
         {"model": file_digest(model), "data": data_digest(teaching),
          "settings": config.model_dump(mode="json")},
+        Path(tensorboard) if tensorboard else None,
     )  # fmt: skip
     run = prepared.run
     check_classes(run.model, {"training": teaching, "held-out": heldout, source: judged})

@@ -45,7 +45,7 @@ class Prepared:
 
 def prepare_run(
     model: onnx.ModelProto, graph: fx.GraphModule, config: Config, device: torch.device,
-    folder: Path, fingerprint: dict[str, Any],
+    folder: Path, fingerprint: dict[str, Any], tensorboard: Path | None = None,
 ) -> Prepared:  # fmt: skip
     """Masks attached, layers chosen by the configuration, everything on the device."""
     graph.to(device)
@@ -58,7 +58,9 @@ def prepare_run(
     chosen, spared = _divided(found, weights, config, classifier.output)
     surgery = Surgery([_operated(layer, weights, config) for layer in chosen], config.seed)
     biases = {layer.bias for layer in found if layer.bias}
-    run = Run(classifier, weights, biases, surgery, config, folder, device, fingerprint)
+    run = Run(
+        classifier, weights, biases, surgery, config, folder, device, fingerprint, tensorboard
+    )
     return Prepared(run, spared)
 
 

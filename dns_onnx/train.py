@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from dns_onnx.config import Config
 from dns_onnx.data import Batch, Dataset, batch_rows, batches, shifted
 from dns_onnx.errors import CheckpointError, Interrupted, TrainingError
 from dns_onnx.interrupt import interruptible
+from dns_onnx.journal import Journal, Observer, Progress
 from dns_onnx.losses import Classifier
 from dns_onnx.masks import Masked
 from dns_onnx.solver import Optimizer
@@ -26,23 +25,6 @@ from dns_onnx.surgery import Surgery
 
 EVAL_BATCH = 256
 SOLVER_STATE = {"momentum_buffer", "exp_avg", "exp_avg_sq", "step"}  # what SGD and Adam remember
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One look at a run.  loss: mean since the look before.  error: held-out, where it was read."""
-
-    iteration: int
-    iterations: int
-    loss: float
-    rate: float
-    kept: int
-    size: int
-    seconds: float
-    error: float | None = None
-
-
-Observer = Callable[[Progress], None]
 
 
 @dataclass
@@ -68,12 +50,14 @@ class Run:
     """One compression run: the model under surgery, and all that a checkpoint must hold.
 
     weights: every holder that is trained, by initializer name.  folder: where checkpoints and the
-    log go.  fingerprint: what must be equal for a resume (model, data, settings).
+    log go.  fingerprint: what must be equal for a resume (model, data, settings).  tensorboard:
+    where its events go, if anywhere.
     """
 
     def __init__(
         self, model: Classifier, weights: dict[str, Masked], biases: set[str], surgery: Surgery,
         config: Config, folder: Path, device: torch.device, fingerprint: dict[str, Any],
+        tensorboard: Path | None = None,
     ) -> None:  # fmt: skip
         self.model, self.weights, self.surgery = model, weights, surgery
         self.config, self.folder, self.device = config, folder, device
@@ -86,9 +70,7 @@ class Run:
         self.best = Best()
         self.iteration = 0
         self.seconds = 0.0
-        self.log_bytes = 0
-        self.looked_at = 0
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the last look
+        self.journal = Journal(surgery, folder, device, tensorboard)
 
     # ------------------------------------------------------------------ the loop
 
@@ -100,7 +82,7 @@ class Run:
         """
         settings, iterations = self.config.train, self.config.train.iterations
         started, saved = time.monotonic() - self.seconds, time.monotonic()
-        with interruptible() as stop, self._open_log() as log:
+        with interruptible() as stop, self.journal.open():
             self.model.train()
             while self.iteration < iterations:
                 i = self.iteration
@@ -110,14 +92,14 @@ class Run:
                 self.optimizer.torch.zero_grad()
                 loss.backward()
                 rate = self.optimizer.step(i, iterations)
-                self.loss_sum += loss.detach()
+                self.journal.add(loss)
                 self.iteration = i + 1
 
                 last = self.iteration == iterations
                 every = (settings.log_every, settings.eval_every)
                 if last or any(n and self.iteration % n == 0 for n in every):
                     self.seconds = time.monotonic() - started
-                    self._look(rate, heldout, observe, log)
+                    self._look(rate, heldout, observe)
                 due = time.monotonic() - saved >= settings.checkpoint_seconds
                 if last or due or stop.is_set():
                     self.seconds = time.monotonic() - started
@@ -144,22 +126,18 @@ class Run:
             batch = Batch(moved, batch.labels)
         return batch
 
-    def _look(self, rate: float, heldout: Dataset | None, observe: Observer, log: IO[str]) -> None:
+    def _look(self, rate: float, heldout: Dataset | None, observe: Observer) -> None:
         """Check the loss, read the held-out error when due, log and report."""
-        loss = float(self.loss_sum) / (self.iteration - self.looked_at)
-        self.loss_sum.zero_()
-        self.looked_at = self.iteration
+        loss, layers = self.journal.look(self.iteration)
         if not math.isfinite(loss):
             raise TrainingError(self._diverged(f"loss {loss}"))
         error = self._read_heldout(heldout) if heldout is not None else None
+        kept = sum(change.kept for change in layers.values())
         progress = Progress(
-            self.iteration, self.config.train.iterations, loss, rate,
-            self.surgery.kept(), self.surgery.size(), self.seconds, error,
+            self.iteration, self.config.train.iterations, loss, rate, kept, self.surgery.size(),
+            self.seconds, error, layers,
         )  # fmt: skip
-        kept = {layer.key: layer.kept() for layer in self.surgery}
-        log.write(json.dumps({**asdict(progress), "layers": kept}) + "\n")
-        log.flush()
-        self.log_bytes = log.tell()
+        self.journal.write(progress)
         observe(progress)
 
     def _read_heldout(self, heldout: Dataset) -> float | None:
@@ -215,7 +193,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint; refuses a state that is no longer finite."""
-        tensors: dict[str, Tensor] = {"rng.torch": torch.get_rng_state(), "loss_sum": self.loss_sum}
+        tensors: dict[str, Tensor] = {"rng.torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         for name, holder in self.weights.items():
@@ -227,12 +205,12 @@ class Run:
         if not all(bool(torch.isfinite(h.weight).all()) for h in self.weights.values()):
             raise TrainingError(self._diverged("weights that are not finite"))
         tensors |= {f"best.{name}": w for name, w in self.best.weights.items()}
+        tensors |= self.journal.tensors()
         best = {"error": self.best.error, "iteration": self.best.iteration}
         state = {
             "fingerprint": self.fingerprint, "surgery": self.surgery.state(),
             "best": best if self.best.weights else None, "seconds": self.seconds,
-            "log_bytes": self.log_bytes, "looked_at": self.looked_at,
-            "threads": torch.get_num_threads(),
+            "journal": self.journal.state(), "threads": torch.get_num_threads(),
         }  # fmt: skip
         checkpoint.save(self.folder, self.iteration, tensors, state)
 
@@ -270,20 +248,5 @@ class Run:
             weights = {n: t[f"best.{n}"].to(self.device) for n in self.weights}
             self.best = Best(**found.state["best"], weights=weights)
         self.iteration, self.seconds = found.iteration, found.state["seconds"]
-        self.log_bytes, self.looked_at = found.state["log_bytes"], found.state["looked_at"]
-        self.loss_sum = t["loss_sum"].to(self.device)
+        self.journal.load(t, found.state["journal"])
         return self.iteration
-
-    def _open_log(self) -> IO[str]:
-        """The JSON-lines log, cut back to what the checkpoint knows of."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "log.jsonl"
-        path.touch()
-        log = path.open("r+", encoding="utf-8")
-        log.truncate(self.log_bytes)
-        log.seek(self.log_bytes)
-        return log
-
-
-def silent(progress: Progress) -> None:
-    """An observer that looks away."""

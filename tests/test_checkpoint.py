@@ -75,5 +75,5 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     checkpoint.save(tmp_path, 3, {"w": torch.ones(4)}, {})
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="expected checkpoint format 1, got 99"):
+    with pytest.raises(CheckpointError, match="expected checkpoint format 2, got 99"):
         checkpoint.latest(tmp_path)

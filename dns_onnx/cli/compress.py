@@ -89,6 +89,9 @@ def command(
     report_dir: Annotated[
         Path | None, typer.Option("--report", help="write report.json and report.md there")
     ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="write TensorBoard events there", metavar="DIR")
+    ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="checkpoints and log (default: OUT with suffix .run)")
     ] = None,
@@ -105,7 +108,7 @@ def command(
             model, out_file, train=train, eval=eval, config=settings, format=format.value,
             values=values.value,
             device=device.value, run_dir=run_dir, resume=resume, max_drop=max_drop,
-            drop_dead=drop_dead, observe=observe,
+            drop_dead=drop_dead, observe=observe, tensorboard=tensorboard,
         )  # fmt: skip
     if resume:
         at = result.started_at

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from dns_onnx import report, train
+from dns_onnx import journal, report
 from dns_onnx.errors import ExportError
 from dns_onnx.runtime.check import Check
 
@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def training_progress() -> Iterator[train.Observer]:
+def training_progress() -> Iterator[journal.Observer]:
     """An observer that draws a bar on a terminal; elsewhere it says a line each tenth."""
     if not errors.is_terminal:
         yield _Tenths()
@@ -70,7 +70,7 @@ def training_progress() -> Iterator[train.Observer]:
         task = bar.add_task("surgery", total=None, loss="-", error="-", kept="-")
         error = "-"
 
-        def observe(p: train.Progress) -> None:
+        def observe(p: journal.Progress) -> None:
             nonlocal error
             error = error if p.error is None else report.percent(p.error)
             bar.update(
@@ -87,7 +87,7 @@ class _Tenths:
     def __init__(self) -> None:
         self.said = 0
 
-    def __call__(self, p: train.Progress) -> None:
+    def __call__(self, p: journal.Progress) -> None:
         tenth = 10 * p.iteration // p.iterations
         if tenth <= self.said:
             return
