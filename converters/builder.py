@@ -355,12 +355,13 @@ class Builder:
     def module(self, outputs: Iterable[str]) -> ImportedGraph:
         """The finished module that returns the named values."""
         self.build()
-        nodes = []
+        nodes, outputs = [], list(outputs)
         for name in outputs:
             value = self.value(name)
             if value is None:
                 raise ModelError("graph output: expected a name, got an empty one")
             nodes.append(self.tensor(value))
+            _rename(nodes[-1], name, outputs)
         self.graph.output(nodes[0] if self._is_one_tensor() else tuple(nodes))
         use_whole_numbers(self.graph, self.root)
         self.graph.eliminate_dead_code(_is_impure)
@@ -393,6 +394,12 @@ class Builder:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _rename(node: fx.Node, output: str, outputs: Sequence[str]) -> None:
+    """Let a computed value bear the name of the graph output that it is handed on as."""
+    if node.op in ("call_function", "call_method") and node.meta.get("onnx") not in outputs:
+        node.meta["onnx"] = output
 
 
 def _is_impure(node: fx.Node) -> bool:

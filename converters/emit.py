@@ -335,12 +335,13 @@ def emit_opaque(
     )
     call = builder.graph.call_module(target, args)
     named = [name for name in proto.output if name]
-    call.meta.update(op=proto.op_type, node=label, opaque=True)
+    row = f"{proto.domain or 'ai.onnx'}::{proto.op_type} '{label}'"
+    call.meta.update(op=proto.op_type, node=label, opaque=row)
     for index, name in enumerate(named):
         made = _call(builder, item, (call, index), None, name)
         made.meta.update(onnx=name, op=proto.op_type, node=label)
         _note_output(builder, name, made, False)
-    builder.opaque.append(f"{proto.domain or 'ai.onnx'}::{proto.op_type} '{label}'")
+    builder.opaque.append(row)
 
 
 def _portable(builder: Builder, name: str, value: Any) -> Any:

@@ -168,7 +168,7 @@ def test_inspect_verifies_value_by_value(small: Path, cli) -> None:
     code, out, err = cli("inspect", small / "net.onnx", "--verify")
     assert code == 0, err
     assert "Verified: every value equals" in out
-    assert "A loss can attach to: ['y']" in out
+    assert "A loss or distillation attaches by default to: ['y']" in out
 
 
 def test_bench(compressed: Path, cli) -> None:

@@ -16,7 +16,7 @@ from dns_onnx.cli.check import stored_preprocess
 from dns_onnx.cli.compress import DATA_HELP
 from dns_onnx.cli.console import out, show, write_json
 from dns_onnx.converters.batch import free_batch
-from dns_onnx.converters.frontier import cut_off, frontier
+from dns_onnx.converters.frontier import attachment_points, cut_off, frontier, opaque_cuts
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.layers import layers
 from dns_onnx.converters.reader import read_model
@@ -32,9 +32,8 @@ from dns_onnx.runtime.sizes import file_bytes
 NAME = "inspect"
 EXAMPLE = "Example: dns-onnx inspect lenet5.onnx --json layers.json --verify"
 SAID = (
-    ("A loss can attach to", "frontier"),
-    ("Trained weights that no loss reaches", "cut_off"),
-    ("Steps that run in ONNX Runtime, outside training", "opaque"),
+    ("A loss or distillation attaches by default to", "attachment_points"),
+    ("Trained weights that it does not reach", "cut_off"),
     ("The batch size is fixed", "batch"),
 )
 
@@ -73,6 +72,10 @@ def command(
     for title, key in SAID:
         if facts[key]:
             out.print(f"{title}: {facts[key]}", markup=False)
+    for step, weights in facts["opaque"].items():
+        some = ", ".join([*weights[:3], *["..."] * (len(weights) > 3)])
+        cuts = f"cuts off {len(weights)} weights from training: {some}" if weights else ""
+        out.print(f"Runs in ONNX Runtime, forward only: {step} {cuts}".rstrip(), markup=False)
     for key, value in facts["metadata"].items():
         out.print(f"{key}: {value}", markup=False)
     differences = verified(model, data) if verify else []
@@ -130,6 +133,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
             size += weights[layer.bias].weight.numel()
         share = size / total if layer.weight in weights else None
         rows.append({**asdict(layer), "parameters": size, "share": share, "sparsity": zeros})
+    points = attachment_points(graph)
     return {
         "file": str(path), "bytes": file_bytes(path), "parameters": total,
         "nonzero": sum(nonzero.values()), "nodes": len(model.graph.node),
@@ -140,7 +144,8 @@ def inspect_model(path: Path) -> dict[str, Any]:
         ],
         "outputs": [o.name for o in model.graph.output],
         "layers": rows,
-        "frontier": frontier(graph), "cut_off": cut_off(graph),
-        "opaque": graph.meta.get("opaque", []), "batch": free_batch(model).reason,
+        "attachment_points": points, "frontier": frontier(graph),
+        "cut_off": cut_off(graph, points), "opaque": opaque_cuts(graph),
+        "batch": free_batch(model).reason,
         "metadata": {m.key: m.value for m in model.metadata_props},
     }  # fmt: skip
