@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -24,25 +24,17 @@ from dns_onnx.converters.dtypes import (
     to_torch,
     torch_dtype,
 )
-from dns_onnx.converters.emit import (
-    emit_dims,
-    emit_held,
-    emit_known,
-    emit_node,
-    emit_opaque,
-    injected,
-    safe_name,
-)
+from dns_onnx.converters.emit import emit_node, emit_opaque
+from dns_onnx.converters.emit_values import emit_dims, emit_held, emit_known, safe_name
+from dns_onnx.converters.fold import fold
 from dns_onnx.converters.graph import ImportedGraph
 from dns_onnx.converters.integer import use_whole_numbers
-from dns_onnx.converters.layers import Layer, describe_layer, with_biases
+from dns_onnx.converters.layers import Layer, with_biases
 from dns_onnx.converters.order import topological
-from dns_onnx.converters.registry import Operator, find
+from dns_onnx.converters.registry import find
+from dns_onnx.converters.step import Step, label_of
 from dns_onnx.converters.values import Dims, Shape, Value, element_and_shape, type_table
 from dns_onnx.errors import DnsOnnxError, ModelError
-
-# Operators that change a weight's element type or layout only: the weight shows through them.
-_CARRIES = frozenset({"Cast", "CastLike", "DequantizeLinear"})
 
 
 class Builder:
@@ -196,10 +188,9 @@ class Builder:
             except DnsOnnxError:
                 raise
             except Exception as error:
-                label = node.name or next(iter(node.output), "")
                 raise ModelError(
-                    f"{node.op_type} '{label}': expected operands and attributes that fit it, "
-                    f"got {type(error).__name__}: {error}"
+                    f"{node.op_type} '{label_of(node)}': expected operands and attributes that "
+                    f"fit it, got {type(error).__name__}: {error}"
                 ) from error
 
     def add(self, node: NodeProto) -> None:
@@ -218,14 +209,14 @@ class Builder:
         if entry.graph:
             entry.function(self, node, operands, version)
             return
-        attrs = attributes(node)
-        dims = symbolic.evaluate(self, entry, operands, attrs, version)
+        step = Step(node, entry, version, operands, attributes(node))
+        dims = symbolic.evaluate(self, step)
         if dims is not None:
             self.add_dims(node.output[0], dims)
         elif entry.pure and not entry.opaque and all(v is None or v.known for v in operands):
-            self._fold(entry, version, node, operands, attrs)
+            fold(self, step)
         else:
-            emit_node(self, entry, version, node, operands, attrs)
+            emit_node(self, step)
 
     def _add_constant(self, node: NodeProto) -> None:
         name, tensor = node.output[0], constant_tensor(node)
@@ -247,90 +238,6 @@ class Builder:
             value.dims = dims
         self.values[name] = value
 
-    def _fold(
-        self,
-        entry: Operator,
-        version: int,
-        node: NodeProto,
-        operands: Sequence[Value | None],
-        attrs: dict[str, Any],
-    ) -> None:
-        """Outputs of a node whose operands are all known: computed when first asked for.
-
-        An output that comes from float initializers by differentiable steps is trainable: once
-        a node needs it, it is computed in the graph, from its holders.
-        """
-        results: list[Any] = []
-
-        def compute(index: int) -> Any:
-            if not results:
-                results.extend(self._evaluate(entry, version, node, operands, attrs))
-            return results[index]
-
-        def emit(value: Value, use: str) -> fx.Node:
-            if value.node is None:
-                emit_node(self, entry, version, node, operands, attrs, use)
-            elif use == "train":
-                for operand in operands:
-                    if operand is not None and operand.trainable and operand.node is not None:
-                        self.tensor(operand, use)
-            assert value.node is not None
-            return value.node
-
-        source = self._trained_source(entry, operands)
-        for index, name in enumerate(node.output):
-            elem, shape = self.types.get(name, (0, None))
-            value = Value(name, elem, shape, constant=partial(compute, index))
-            if entry.layout or entry.name in _CARRIES:
-                value.weight = operands[0].weight if operands and operands[0] is not None else ""
-            if source is not None and (elem or TensorProto.FLOAT) in TRAINABLE:
-                value.trainable, value.scalar_weight = True, source.scalar_weight
-                value.emit = partial(emit, value)
-            if name:
-                self.values[name] = value
-
-    def _trained_source(self, entry: Operator, operands: Sequence[Value | None]) -> Value | None:
-        """The operand that makes a folded node's outputs trainable.
-
-        Scalars do not: a chain of them (positions, scale factors) is a constant of the
-        architecture, not a weight.
-        """
-        if not entry.differentiable:
-            return None
-        for index, value in enumerate(operands):
-            name = entry.operand(index)
-            if value is None or not value.trainable or name in entry.static | entry.literal:
-                continue
-            if not value.scalar_weight or entry.layout or entry.name in _CARRIES:
-                return value
-        return None
-
-    def _evaluate(
-        self,
-        entry: Operator,
-        version: int,
-        node: NodeProto,
-        operands: Sequence[Value | None],
-        attrs: dict[str, Any],
-    ) -> Sequence[Any]:
-        args = [
-            None if v is None else v.python() if entry.operand(i) in entry.static else v.tensor()
-            for i, v in enumerate(operands)
-        ]
-        while args and args[-1] is None:
-            args.pop()
-        keywords = {name: value for name, value in attrs.items() if entry.takes(name)}
-        keywords.update(injected(self, entry, version, node, operands))
-        try:
-            with torch.no_grad():
-                result = entry.function(*args, **keywords)
-        except Exception as error:
-            raise ModelError(
-                f"{node.op_type} '{node.name or node.output[0]}': expected operands that fit it, "
-                f"got {type(error).__name__}: {error}"
-            ) from error
-        return result if entry.multiple else (result,)
-
     def child(self, proto: GraphProto, typed: GraphProto) -> Builder:
         """A builder for a body of one of this graph's nodes."""
         return Builder(proto, typed, self.opsets, self)
@@ -343,12 +250,6 @@ class Builder:
                 break
         body: GraphProto = next(a.g for a in node.attribute if a.name == name)
         return body
-
-    def note_layer(
-        self, entry: Operator, label: str, proto: NodeProto, operands: Sequence[Value | None]
-    ) -> None:
-        """Record the prunable operands of a node that was just written."""
-        self.layers.extend(describe_layer(entry, label, proto, operands))
 
     # ---- the result -------------------------------------------------------------------------
 

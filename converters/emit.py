@@ -1,153 +1,68 @@
-"""Writing fx nodes: held weights, constants, shape arithmetic and operator calls."""
+"""Writing fx nodes: the calls of one ONNX node."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from onnx import NodeProto
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from dns_onnx.converters.dtypes import element_type, torch_dtype
-from dns_onnx.converters.graph import host_tensor, item, to_device_of
+from dns_onnx.converters.dtypes import element_type
+from dns_onnx.converters.emit_values import attach, emit_host_known, safe_name
+from dns_onnx.converters.graph import item, to_device_of
 from dns_onnx.converters.guess import guess_types, lost_sizes
+from dns_onnx.converters.layers import describe_layer
 from dns_onnx.converters.opaque import OpaqueStep
 from dns_onnx.converters.registry import Arg, Call, Operator
+from dns_onnx.converters.step import Operands, Step, label_of
 from dns_onnx.converters.values import Value
-from dns_onnx.masks import Masked
 
 if TYPE_CHECKING:
     from dns_onnx.converters.builder import Builder
 
-# Known CPU operands up to this many entries are written into the code itself.
-_LITERAL = 64
 
-
-class HostConstant(nn.Module):
-    """A constant that stays on the CPU when the module moves; called without arguments."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self) -> Any:
-        return self.value
-
-
-def safe_name(name: str) -> str:
-    """An ONNX name as a Python identifier."""
-    plain = re.sub(r"\W", "_", name) or "value"
-    return f"_{plain}" if plain[0].isdigit() else plain
-
-
-def attach(builder: Builder, name: str, module: nn.Module | Tensor) -> str:
-    """Put a module or buffer into the graph's module under a free name like `name`."""
-    wanted = safe_name(name).strip("_") or "value"
-    if wanted[0].isdigit() or hasattr(builder.root, wanted):
-        wanted = f"onnx_{wanted}"
-    free, count = wanted, 1
-    while hasattr(builder.root, free):
-        free, count = f"{wanted}_{count}", count + 1
-    if isinstance(module, nn.Module):
-        builder.root.add_module(free, module)
-    else:
-        builder.root.register_buffer(free, module)
-    return free
-
-
-def emit_held(builder: Builder, value: Value, use: str) -> fx.Node:
-    """The call of a float initializer's holder, made once; trained if anybody trains it."""
-    if value.node is None:
-        name = builder.unique_holder_name(value.name)
-        tensor = value.tensor()
-        holder = Masked(name, tensor, trainable=False)
-        # the holder owns the values from here on: a second reference would double the memory
-        value.cache["constant"] = holder.weight.detach()
-        value.cache["holder"] = holder
-        target = attach(builder, name, holder)
-        value.node = builder.graph.call_module(target)
-        value.node.meta["onnx"] = value.name
-    if use == "train":
-        value.cache["holder"].weight.requires_grad_(True)
-    return value.node
-
-
-def emit_known(builder: Builder, value: Value) -> fx.Node:
-    """A constant of the graph: a buffer, or a CPU value if the data are no tensor."""
-    held = value.tensor()
-    if isinstance(held, Tensor):
-        node = builder.graph.get_attr(attach(builder, value.name, held))
-    else:
-        node = builder.graph.call_module(attach(builder, value.name, HostConstant(held)))
-    node.meta["onnx"] = value.name
-    return node
-
-
-def emit_host_known(builder: Builder, value: Value) -> fx.Node:
-    """A known value as an operand of shape arithmetic: it must not follow the model's device."""
-    held = value.tensor()
-    if isinstance(held, Tensor) and held.numel() <= _LITERAL and held.dtype is not torch.bfloat16:
-        node = builder.graph.call_function(host_tensor, (held.tolist(), held.dtype))
-    else:
-        node = builder.graph.call_module(attach(builder, value.name, HostConstant(held)))
-    return node
-
-
-def emit_dims(builder: Builder, value: Value) -> fx.Node:
-    """Shape arithmetic as a CPU tensor, for an operator that wants one."""
-    assert value.dims is not None
-    dtype = torch_dtype(value.elem)
-    node = builder.graph.call_function(host_tensor, (value.dims.python(), dtype))
-    node.meta["onnx"] = value.name
-    return node
-
-
-def emit_node(
-    builder: Builder,
-    entry: Operator,
-    version: int,
-    proto: NodeProto,
-    operands: Sequence[Value | None],
-    attrs: dict[str, Any],
-    use: str = "train",
-) -> None:
+def emit_node(builder: Builder, step: Step, use: str = "train") -> None:
     """Write the call(s) of one ONNX node and note its outputs' values."""
-    args, host = _arguments(builder, entry, operands, use)
-    attrs = {name: value for name, value in attrs.items() if entry.takes(name)}
-    extra = injected(builder, entry, version, proto, operands)
-    _complete_types(builder, entry, proto, operands, {**attrs, **extra})
+    entry, proto = step.entry, step.proto
+    args, host = _arguments(builder, step, use)
+    attrs = {name: value for name, value in step.attrs.items() if entry.takes(name)}
+    extra = injected(builder, step)
+    _complete_types(builder, step, {**attrs, **extra})
     call = None
     if entry.direct is not None:
         wanted = {"outputs_": _wanted(proto)} if entry.multiple else {}
-        call = entry.direct(*_described(entry, operands, args), **attrs, **wanted)
+        call = entry.direct(*_described(step, args), **attrs, **wanted)
     if isinstance(call, Arg):
-        _pass_on(builder, proto, operands[0], call.node)
+        _pass_on(builder, proto, step.operands[0], call.node)
         return
     if call is not None:
         results = [_write(builder, call, proto.output[0])]
     else:
         attrs = {name: _portable(builder, name, value) for name, value in attrs.items()}
-        attrs.update(extra)
-        while args and args[-1] is None:
-            args.pop()
-        single = None if entry.multiple else proto.output[0]
-        node = _call(builder, entry.function, tuple(args), attrs, single)
-        results = [node]
-        if entry.multiple:
-            node.meta["op"], node.meta["node"] = proto.op_type, proto.name or proto.output[0]
-            results = [
-                _call(builder, item, (node, i), None, name) if name else node
-                for i, name in enumerate(proto.output)
-            ]
-    label = proto.name or next((n for n in proto.output if n), proto.op_type)
+        results = _call_function(builder, step, args, {**attrs, **extra})
     for name, made in zip(proto.output, results, strict=False):
         if name:
-            made.meta.update(onnx=name, op=proto.op_type, node=label)
+            made.meta.update(onnx=name, op=proto.op_type, node=step.label)
             _note_output(builder, name, made, host)
-    builder.note_layer(entry, label, proto, operands)
+    builder.layers.extend(describe_layer(step))
+
+
+def _call_function(
+    builder: Builder, step: Step, args: list[Any], keywords: dict[str, Any]
+) -> list[fx.Node]:
+    """A call of the operator's own function, and a node for each of its outputs."""
+    while args and args[-1] is None:
+        args.pop()
+    single = None if step.entry.multiple else step.proto.output[0]
+    node = _call(builder, step.entry.function, tuple(args), keywords, single)
+    if not step.entry.multiple:
+        return [node]
+    node.meta["op"], node.meta["node"] = step.proto.op_type, step.label
+    return [
+        _call(builder, item, (node, i), None, name) if name else node
+        for i, name in enumerate(step.proto.output)
+    ]
 
 
 def is_literal(entry: Operator, name: str, value: Value) -> bool:
@@ -157,37 +72,27 @@ def is_literal(entry: Operator, name: str, value: Value) -> bool:
     return all(d == 1 for d in value.known_shape() or ())
 
 
-def injected(
-    builder: Builder,
-    entry: Operator,
-    version: int,
-    proto: NodeProto,
-    operands: Sequence[Value | None],
-) -> dict[str, Any]:
+def injected(builder: Builder, step: Step) -> dict[str, Any]:
     """The keyword arguments that the importer itself supplies to an operator function."""
-    if not entry.injected:
+    if not step.entry.injected:
         return {}
     offered = {
-        "version_": version,
-        "outputs_": _wanted(proto),
-        "types_": tuple(0 if v is None else v.elem for v in operands),
-        "out_types_": tuple(builder.types.get(n, (0, None))[0] for n in proto.output),
+        "version_": step.version,
+        "outputs_": _wanted(step.proto),
+        "types_": tuple(0 if v is None else v.elem for v in step.operands),
+        "out_types_": tuple(builder.types.get(n, (0, None))[0] for n in step.proto.output),
     }
-    return {name: offered[name] for name in entry.injected}
+    return {name: offered[name] for name in step.entry.injected}
 
 
-def _complete_types(
-    builder: Builder,
-    entry: Operator,
-    proto: NodeProto,
-    operands: Sequence[Value | None],
-    attrs: dict[str, Any],
-) -> None:
+def _complete_types(builder: Builder, step: Step, attrs: dict[str, Any]) -> None:
     """Find out by a trial run the output types that shape inference left open."""
-    known = [builder.types.get(name, (0, None)) for name in proto.output]
-    if all(elem and not lost_sizes(shape, operands) for elem, shape in known):
+    outputs = step.proto.output
+    known = [builder.types.get(name, (0, None)) for name in outputs]
+    if all(elem and not lost_sizes(shape, step.operands) for elem, shape in known):
         return
-    for name, (elem, shape) in zip(proto.output, guess_types(entry, operands, attrs), strict=False):
+    found = guess_types(step.entry, step.operands, attrs)
+    for name, (elem, shape) in zip(outputs, found, strict=False):
         old_elem, old_shape = builder.types.get(name, (0, None))
         keep = shape is None or (old_shape is not None and len(shape) != len(old_shape))
         builder.types[name] = (old_elem or elem, old_shape if keep else shape)
@@ -219,24 +124,23 @@ def _note_output(builder: Builder, name: str, node: fx.Node, host: bool) -> None
     node.meta["elem"] = value.elem
 
 
-def _arguments(
-    builder: Builder, entry: Operator, operands: Sequence[Value | None], use: str
-) -> tuple[list[Any], bool]:
+def _arguments(builder: Builder, step: Step, use: str) -> tuple[list[Any], bool]:
     """The call's arguments, and whether the result stays on the CPU.
 
     A node works on the CPU if it has no operand on the model's device; a CPU operand that meets
     device data is moved there.
     """
-    names = [entry.operand(i) for i in range(len(operands))]
+    entry = step.entry
+    operands = list(zip(step.operands, step.names, strict=True))
     data = [
         v
-        for v, n in zip(operands, names, strict=True)
+        for v, n in operands
         if v is not None and n not in entry.static and not is_literal(entry, n, v)
     ]
     on_host = not any(v for v in data if not v.host and not (v.known and not v.trainable))
     on_host = on_host and (any(v.host for v in data) or not data)
     args: list[Any] = []
-    for value, name in zip(operands, names, strict=True):
+    for value, name in operands:
         if value is None:
             args.append(None)
         elif name in entry.static or is_literal(entry, name, value):
@@ -248,12 +152,12 @@ def _arguments(
             how = "frozen" if frozen or not entry.differentiable else use
             args.append(builder.tensor(value, how))
     if not on_host:
-        _gather_on_device(builder, data, operands, args)
+        _gather_on_device(builder, data, step.operands, args)
     return args, on_host or entry.on_host
 
 
 def _gather_on_device(
-    builder: Builder, data: list[Value], operands: Sequence[Value | None], args: list[Any]
+    builder: Builder, data: list[Value], operands: Operands, args: list[Any]
 ) -> None:
     anchor = next((v for v in data if not v.host), None)
     if anchor is None or not any(v.host for v in data):
@@ -264,11 +168,10 @@ def _gather_on_device(
             args[index] = builder.graph.call_function(to_device_of, (args[index], anchor.node))
 
 
-def _described(entry: Operator, operands: Sequence[Value | None], args: list[Any]) -> list[Any]:
+def _described(step: Step, args: list[Any]) -> list[Any]:
     described: list[Any] = []
-    for index, (value, arg) in enumerate(zip(operands, args, strict=True)):
-        name = entry.operand(index)
-        if value is None or name in entry.static or is_literal(entry, name, value):
+    for value, name, arg in zip(step.operands, step.names, args, strict=True):
+        if value is None or name in step.entry.static or is_literal(step.entry, name, value):
             described.append(arg)
         else:
             described.append(Arg(arg, value.shape, value.elem))
@@ -310,7 +213,7 @@ def put(builder: Builder, target: Any, args: tuple[Any, ...]) -> fx.Node:
 
 def note_outputs(builder: Builder, proto: NodeProto, call: fx.Node) -> None:
     """Note the outputs of a node whose call yields them as a tuple."""
-    label = proto.name or next((n for n in proto.output if n), proto.op_type)
+    label = label_of(proto)
     call.meta.update(op=proto.op_type, node=label)
     for index, name in enumerate(proto.output):
         if name:
@@ -319,11 +222,9 @@ def note_outputs(builder: Builder, proto: NodeProto, call: fx.Node) -> None:
             _note_output(builder, name, made, False)
 
 
-def emit_opaque(
-    builder: Builder, proto: NodeProto, operands: Sequence[Value | None], opset: int
-) -> None:
+def emit_opaque(builder: Builder, proto: NodeProto, operands: Operands, opset: int) -> None:
     """Write a node that torch cannot compute as an opaque step."""
-    label = proto.name or next((n for n in proto.output if n), proto.op_type)
+    label = label_of(proto)
     target = attach(builder, label, OpaqueStep(proto, opset))
     args = tuple(
         None

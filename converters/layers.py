@@ -11,7 +11,7 @@ from onnx import GraphProto, NodeProto
 from torch import fx
 
 from dns_onnx.converters.dtypes import TRAINABLE
-from dns_onnx.converters.registry import Operator
+from dns_onnx.converters.step import Step
 from dns_onnx.converters.values import Value
 
 
@@ -39,22 +39,18 @@ def layers(graph: fx.GraphModule) -> list[Layer]:
     return found
 
 
-def describe_layer(
-    entry: Operator, label: str, proto: NodeProto, operands: Sequence[Value | None]
-) -> list[Layer]:
+def describe_layer(step: Step) -> list[Layer]:
     """The layers of one node: one for each prunable operand that comes from an initializer."""
     rows = []
-    names = [entry.operand(i) for i in range(len(operands))]
-    bias = next(
-        (v for v, n in zip(operands, names, strict=True) if v is not None and n == entry.bias), None
-    )
-    for value, name in zip(operands, names, strict=True):
-        if name in entry.prunable and value is not None and value.weight:
+    operands = list(zip(step.operands, step.names, strict=True))
+    bias = next((v for v, n in operands if v is not None and n == step.entry.bias), None)
+    for value, name in operands:
+        if name in step.entry.prunable and value is not None and value.weight:
             reason = _reason(value)
             rows.append(
                 Layer(
-                    node=label,
-                    op_type=proto.op_type,
+                    node=step.label,
+                    op_type=step.proto.op_type,
                     weight=value.weight,
                     bias=bias.weight or None if bias is not None and bias.trainable else None,
                     shape=_weight_shape(value),

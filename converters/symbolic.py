@@ -11,7 +11,7 @@ from onnx import TensorProto
 from torch import Tensor, fx
 
 from dns_onnx.converters.graph import host_value
-from dns_onnx.converters.registry import Operator
+from dns_onnx.converters.step import Step
 from dns_onnx.converters.values import Dims, Value
 
 if TYPE_CHECKING:
@@ -31,29 +31,24 @@ def host_node(builder: Builder, value: Value) -> fx.Node:
     return made
 
 
-def evaluate(
-    builder: Builder,
-    entry: Operator,
-    operands: Sequence[Value | None],
-    attrs: dict[str, Any],
-    version: int,
-) -> Dims | None:
+def evaluate(builder: Builder, step: Step) -> Dims | None:
     """The result of an integer operator on shapes, or None where it is not one.
 
     Shape and Size of a value of known rank start such arithmetic; the rest goes on with it as
     long as each operand is known in this form.
     """
-    if entry.domain:
+    name, operands = step.entry.name, step.operands
+    if step.entry.domain:
         return None
-    if entry.name in ("Shape", "Size"):
-        return _shape(builder, operands[0], attrs, entry.name)
-    rule = _RULES.get(entry.name)
+    if name in ("Shape", "Size"):
+        return _shape(builder, operands[0], step.attrs, name)
+    rule = _RULES.get(name)
     if rule is None or not any(v is not None and v.dims is not None for v in operands):
         return None
     known = [_dims(v) for v in operands]
     if any(k is None and v is not None for k, v in zip(known, operands, strict=True)):
         return None
-    return rule(builder, known, {**attrs, "version": version})
+    return rule(builder, known, {**step.attrs, "version": step.version})
 
 
 def _dims(value: Value | None) -> Dims | None:

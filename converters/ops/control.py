@@ -10,7 +10,8 @@ from onnx import GraphProto, NodeProto
 from torch import Tensor, fx
 
 from dns_onnx.converters.attributes import attributes
-from dns_onnx.converters.emit import attach, emit_host_known, note_outputs, put
+from dns_onnx.converters.emit import note_outputs, put
+from dns_onnx.converters.emit_values import attach, emit_host_known
 from dns_onnx.converters.ops.attention import flex_attention
 from dns_onnx.converters.registry import op
 from dns_onnx.converters.values import Value
