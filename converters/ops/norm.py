@@ -53,30 +53,35 @@ def batch_normalization(
     spatial: int = 1,
     is_test: int = 0,
     outputs_: int = 1,
+    version_: int = 15,
 ) -> tuple[Tensor, ...]:
     """(x - mean) / sqrt(var + epsilon) * scale + b, a channel at a time.
 
     x: [N, C, d1, ..., dn].  scale, b, mean, var: [C].  spatial = 0 (schemas 1-7): one statistic
     for each entry of [C, d1, ..., dn].
     In training mode the batch's own mean and variance are used, and the running ones are
-    returned: momentum * old + (1 - momentum) * new.
+    returned: momentum * old + (1 - momentum) * new.  Schemas 1-9 train where they have five
+    outputs, of which the last two are the batch's mean and (as in ONNX Runtime) the inverse
+    deviation.
     Source: ONNX operators, BatchNormalization 1-15.
     """
     shape = (1, -1) + (1,) * (x.dim() - 2) if spatial else (1, *x.shape[1:])
     work = torch.promote_types(x.dtype, mean.dtype)
     current, spread = mean, var
-    if training_mode:
+    early = version_ < 14
+    if training_mode or (early and outputs_ > 1 and not is_test):
         axes = [axis for axis in range(x.dim()) if axis != 1]
         current = x.to(work).mean(axes)
         spread = x.to(work).var(axes, unbiased=False)
-    factor = scale.to(work).reshape(shape) * torch.rsqrt(spread.to(work).reshape(shape) + epsilon)
+    inverse = torch.rsqrt(spread.to(work) + epsilon)
+    factor = scale.to(work).reshape(shape) * inverse.reshape(shape)
     y = (x.to(work) - current.to(work).reshape(shape)) * factor + b.to(work).reshape(shape)
     result = (y.to(x.dtype),)
-    if not training_mode:
+    if current is mean:
         return result + (mean, var) * (outputs_ // 2)
     running = mean * momentum + current.to(mean.dtype) * (1 - momentum)
     running_var = var * momentum + spread.to(var.dtype) * (1 - momentum)
-    return (*result, running, running_var)
+    return (*result, running, running_var, *((current, inverse) if early else ()))[:outputs_]
 
 
 def _instance_norm_direct(x: Arg, scale: Arg, b: Arg, *, epsilon: float = 1e-5) -> Call | None:
@@ -262,15 +267,15 @@ def dropout(
 ) -> tuple[Tensor, ...]:
     """The data as they are, or in training mode each entry cut with probability `ratio`.
 
-    Returns the output and the mask of kept entries.  Before schema 12 ONNX knows inference only,
-    and the mask has the data's type up to schema 7.
+    Returns the output and the mask of kept entries.  Before schema 12 a model is one for
+    inference: the mask is empty, as in ONNX Runtime, and up to schema 7 of the data's type.
     Source: ONNX operators, Dropout 1-22.
     """
     if isinstance(ratio, list):
         ratio = ratio[0]
     if not training_mode or ratio == 0:
         dtype = torch.bool if version_ >= 10 else data.dtype
-        return (data, torch.ones_like(data, dtype=dtype))[:outputs_]
+        return (data, torch.full_like(data, version_ >= 12, dtype=dtype))[:outputs_]
     mask = _draws(data, seed) >= ratio
     kept = torch.where(mask, data / (1 - ratio), torch.zeros_like(data))
     return (kept, mask)[:outputs_]

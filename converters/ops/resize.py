@@ -53,9 +53,10 @@ def upsample_1(
 def resize_10(x: Tensor, scales: Floats, *, mode: str = "nearest") -> Tensor:
     """X with each axis sampled `scale` times as densely.
 
-    mode: "nearest" (the entry before) or "linear".  Source: ONNX operators, Resize 10.
+    mode: "nearest" (the entry before, or the one after on an axis that shrinks) or "linear".
+    Source: ONNX operators, Resize 10.
     """
-    rule = Rule(mode, "asymmetric", "floor", -0.75, False, False, 0.0)
+    rule = Rule(mode, "asymmetric", "simple", -0.75, False, False, 0.0)
     sizes = [math.floor(d * s) for d, s in zip(x.shape, scales, strict=True)]
     return _resample(x, list(range(x.dim())), sizes, list(scales), None, rule)
 
@@ -160,7 +161,7 @@ def _by_torch(
     exact = all(a < 2 or s == x.shape[a] * f for a, s, f in zip(axes, sizes, scales, strict=True))
     if rule.mode == "nearest":
         whole = exact and all(f == int(f) for f in scales)
-        same = rule.transform == "asymmetric" and rule.nearest == "floor"
+        same = rule.transform == "asymmetric" and rule.nearest in ("floor", "simple")
         return F.interpolate(x, tuple(target), mode="nearest") if whole and same else None
     if rule.mode != "linear" or rule.exclude_outside or not exact:
         return None
@@ -194,7 +195,10 @@ def _taps(
     where = _coordinates(given, size, scale, box, rule.transform)
     lost = (where < 0) | (where > given - 1)
     if rule.mode == "nearest":
-        return _nearest(where, rule.nearest, given)[None], np.ones((1, size)), lost
+        kind = rule.nearest
+        if kind == "simple":
+            kind = "ceil" if scale < 1 else "floor"
+        return _nearest(where, kind, given)[None], np.ones((1, size)), lost
     offsets, kernel = _kernel(rule, scale)
     left = np.floor(where)
     places = left[None] + offsets[:, None]

@@ -162,7 +162,8 @@ def split(
         sizes = [each] * count
         sizes[-1] = x.shape[axis] - each * (count - 1)
     else:
-        sizes = list(split)
+        # schema 1 takes the sizes in the data's own type
+        sizes = [int(size) if isinstance(size, float) else size for size in split]
     return torch.split(x, sizes, axis)
 
 
