@@ -52,6 +52,18 @@ _WIDER = {
     "float6_e3m2fn": np.float32,
 }
 _ELEM = {dtype: elem for elem, dtype in reversed(_TORCH.items())}
+# Types whose raw bytes torch holds as they are, with NumPy's name for them in a file's order.
+_RAW = {
+    TensorProto.FLOAT: "<f4",
+    TensorProto.DOUBLE: "<f8",
+    TensorProto.FLOAT16: "<f2",
+    TensorProto.INT64: "<i8",
+    TensorProto.INT32: "<i4",
+    TensorProto.INT16: "<i2",
+    TensorProto.INT8: "|i1",
+    TensorProto.UINT8: "|u1",
+    TensorProto.BOOL: "|b1",
+}
 UNSIGNED = frozenset({torch.uint16, torch.uint32, torch.uint64})
 
 
@@ -103,9 +115,16 @@ def proto_to_torch(proto: TensorProto) -> Tensor | np.ndarray:
 
     External data (at the absolute path that the reader left) are mapped into memory copy-on-write,
     so that a large weight is never held twice.
+    Raises ValueError if the data do not fill the shape.
     """
     if proto.data_location == TensorProto.EXTERNAL:
         return to_torch(_mapped(proto))
+    if proto.data_type in _RAW and proto.HasField("raw_data"):
+        # into memory of torch's own, which is aligned for its kernels
+        made = torch.empty(tuple(proto.dims), dtype=_TORCH[proto.data_type])
+        raw = np.frombuffer(proto.raw_data, _RAW[proto.data_type])
+        np.copyto(made.numpy(), raw.reshape(made.shape))
+        return made
     return to_torch(numpy_helper.to_array(proto))
 
 

@@ -45,7 +45,8 @@ def emit_node(builder: Builder, step: Step, use: str = "train") -> None:
         if name:
             made.meta.update(onnx=name, op=proto.op_type, node=step.label)
             _note_output(builder, name, made, host)
-    builder.layers.extend(describe_layer(step))
+    if entry.prunable:
+        builder.layers.extend(describe_layer(step))
 
 
 def _call_function(
@@ -63,13 +64,6 @@ def _call_function(
         _call(builder, item, (node, i), None, name) if name else node
         for i, name in enumerate(step.proto.output)
     ]
-
-
-def is_literal(entry: Operator, name: str, value: Value) -> bool:
-    """Whether an operand goes into the call as a Python number."""
-    if name not in entry.literal or not value.known:
-        return False
-    return all(d == 1 for d in value.known_shape() or ())
 
 
 def injected(builder: Builder, step: Step) -> dict[str, Any]:
@@ -130,37 +124,39 @@ def _arguments(builder: Builder, step: Step, use: str) -> tuple[list[Any], bool]
     A node works on the CPU if it has no operand on the model's device; a CPU operand that meets
     device data is moved there.
     """
-    entry = step.entry
-    operands = list(zip(step.operands, step.names, strict=True))
     data = [
-        v
-        for v, n in operands
-        if v is not None and n not in entry.static and not is_literal(entry, n, v)
+        v for v, plain in zip(step.operands, step.plain, strict=True) if v is not None and not plain
     ]
-    on_host = not any(v for v in data if not v.host and not (v.known and not v.trainable))
-    on_host = on_host and (any(v.host for v in data) or not data)
+    host = [v for v in data if v.host]
+    on_host = not data or (
+        bool(host) and all(v.host or (v.known and not v.trainable) for v in data)
+    )
     args: list[Any] = []
-    for value, name in operands:
+    for value, name, plain in zip(step.operands, step.names, step.plain, strict=True):
         if value is None:
             args.append(None)
-        elif name in entry.static or is_literal(entry, name, value):
+        elif plain:
             args.append(builder.static(value))
         elif on_host and value.known:
             args.append(emit_host_known(builder, value))
         else:
-            frozen = name in entry.statistics or name in entry.constant
-            how = "frozen" if frozen or not entry.differentiable else use
-            args.append(builder.tensor(value, how))
-    if not on_host:
+            args.append(builder.tensor(value, _use_of(step.entry, name, use)))
+    if host and not on_host:
         _gather_on_device(builder, data, step.operands, args)
-    return args, on_host or entry.on_host
+    return args, on_host or step.entry.on_host
+
+
+def _use_of(entry: Operator, name: str, use: str) -> str:
+    """Whether an operand takes part in training, given that its node does."""
+    frozen = name in entry.statistics or name in entry.constant or not entry.differentiable
+    return "frozen" if frozen else use
 
 
 def _gather_on_device(
     builder: Builder, data: list[Value], operands: Operands, args: list[Any]
 ) -> None:
     anchor = next((v for v in data if not v.host), None)
-    if anchor is None or not any(v.host for v in data):
+    if anchor is None:
         return
     for index, value in enumerate(operands):
         moved = value is not None and value.host and isinstance(args[index], fx.Node)
@@ -170,11 +166,9 @@ def _gather_on_device(
 
 def _described(step: Step, args: list[Any]) -> list[Any]:
     described: list[Any] = []
-    for value, name, arg in zip(step.operands, step.names, args, strict=True):
-        if value is None or name in step.entry.static or is_literal(step.entry, name, value):
-            described.append(arg)
-        else:
-            described.append(Arg(arg, value.shape, value.elem))
+    for value, plain, arg in zip(step.operands, step.plain, args, strict=True):
+        known = value is None or plain
+        described.append(arg if known else Arg(arg, value.shape, value.elem))
     while described and described[-1] is None:
         described.pop()
     return described
@@ -203,7 +197,11 @@ def _call(
     name: str | None = None,
 ) -> fx.Node:
     wanted = safe_name(name) if name else None
-    return builder.graph.create_node("call_function", target, args, kwargs, wanted)
+    node = builder.graph.create_node("call_function", target, name=wanted)
+    node.args = args  # create_node would walk through them in Python first
+    if kwargs:
+        node.kwargs = kwargs
+    return node
 
 
 def put(builder: Builder, target: Any, args: tuple[Any, ...]) -> fx.Node:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from keyword import kwlist
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 # Known CPU operands up to this many entries are written into the code itself.
 _LITERAL = 64
+_ILLEGAL = re.compile(r"\W")
+# Names that a graph's module uses itself, and those that Python does.
+_TAKEN = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | frozenset(kwlist)
 
 
 class HostConstant(nn.Module):
@@ -33,23 +37,28 @@ class HostConstant(nn.Module):
 
 def safe_name(name: str) -> str:
     """An ONNX name as a Python identifier."""
-    plain = re.sub(r"\W", "_", name) or "value"
+    plain = name if name.isidentifier() else _ILLEGAL.sub("_", name) or "value"
     return f"_{plain}" if plain[0].isdigit() else plain
 
 
 def attach(builder: Builder, name: str, module: nn.Module | Tensor) -> str:
     """Put a module or buffer into the graph's module under a free name like `name`."""
+    root = builder.root
     wanted = safe_name(name).strip("_") or "value"
-    if wanted[0].isdigit() or hasattr(builder.root, wanted):
+    if wanted[0].isdigit() or _is_held(root, wanted):
         wanted = f"onnx_{wanted}"
     free, count = wanted, 1
-    while hasattr(builder.root, free):
+    while _is_held(root, free):
         free, count = f"{wanted}_{count}", count + 1
     if isinstance(module, nn.Module):
-        builder.root.add_module(free, module)
+        root._modules[free] = module
     else:
-        builder.root.register_buffer(free, module)
+        root._buffers[free] = module
     return free
+
+
+def _is_held(root: nn.Module, name: str) -> bool:
+    return name in _TAKEN or name in root._modules or name in root._buffers
 
 
 def emit_held(builder: Builder, value: Value, use: str) -> fx.Node:

@@ -17,11 +17,34 @@ class ImportedGraph(fx.GraphModule):
     holds what the importer found out about the model ("layers", "opaque", ...).
     Unlike plain fx.GraphModule it is pickled node by node: nothing is traced again at load, so
     operator functions need not be traceable and no metadata get lost.
+    Its Python code is written when somebody first runs or reads it: a model that is imported to
+    be looked at or changed never needs it.
     """
+
+    def recompile(self) -> None:  # type: ignore[override]
+        """Have the code written anew at its next use; to be called after a change of the graph."""
+        type(self).forward = property(_written_forward)
+
+    @property
+    def code(self) -> str:
+        """The Python code of the graph."""
+        self.forward  # noqa: B018  (writes the code)
+        return super().code
+
+    def __str__(self) -> str:
+        self.forward  # noqa: B018  (writes the code)
+        return super().__str__()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         state = {key: value for key, value in self.__dict__.items() if key not in _CODE}
         return _rebuild, (state, [_row(node) for node in self.graph.nodes])
+
+
+def _written_forward(module: ImportedGraph) -> Callable[..., Any]:
+    """Write the code of a graph; what it leaves in this property's place is the method itself."""
+    fx.GraphModule.recompile(module)
+    forward: Callable[..., Any] = module.forward
+    return forward
 
 
 _CODE = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start", "_forward", "_codegen"})

@@ -43,6 +43,8 @@ def lost_sizes(shape: Shape | None, operands: Sequence[Value | None]) -> bool:
     """Whether inference knows less about a result than about its operands."""
     if shape is None:
         return True
+    if None not in shape:
+        return False
     sources = [v.shape.count(None) for v in operands if v is not None and v.shape is not None]
     return shape.count(None) > max(sources, default=0)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, inliner
@@ -24,22 +25,25 @@ def read_model(
     """The model in `source`, whole, with every sparse encoding made dense again.
 
     source: a path, or a ModelProto (which is left as it is).
-    load_data: read external data into the model; False leaves large tensors in their files, with
-    the location rewritten to an absolute path that lies inside the model's folder.
+    load_data: make it a model of its own, external data read into it.  False is for reading only:
+    large tensors stay in their files, with the location rewritten to an absolute path that lies
+    inside the model's folder, and a ModelProto may come back itself.
     Raises ModelError for a file that is missing, empty, truncated or no ONNX model, and for
     external data that are missing, too short, or outside the model's folder.
     """
     if isinstance(source, ModelProto):
-        model = ModelProto()
-        model.CopyFrom(source)
-        where, folder = "ModelProto", None
+        model, where, folder = source, "ModelProto", None
+        if load_data:
+            model = ModelProto()
+            model.CopyFrom(source)
     else:
         path = Path(source)
         model = _parse(path)
         where, folder = str(path), path.parent
-    _check_structure(model, where)
+    external = _check_structure(model, where)
     encoded = is_encoded(model)
-    _resolve_external(model, where, folder, load_data or encoded)
+    for tensor in external:
+        _resolve_tensor(tensor, where, folder, load_data or encoded)
     return to_dense(model) if encoded else model
 
 
@@ -110,7 +114,8 @@ def _parse(path: Path) -> ModelProto:
     return model
 
 
-def _check_structure(model: ModelProto, where: str) -> None:
+def _check_structure(model: ModelProto, where: str) -> list[TensorProto]:
+    """Check what every model must have; returns its tensors with external data."""
     if not model.HasField("graph") or not model.opset_import:
         raise ModelError(
             f"{where}: expected an ONNX model, got no graph or no operator set; "
@@ -118,21 +123,18 @@ def _check_structure(model: ModelProto, where: str) -> None:
         )
     if not model.graph.output:
         raise ModelError(f"{where}: expected at least one graph output, got none")
-    for tensor in tensors(model.graph):
-        if any(dim < 0 for dim in tensor.dims):
+    external = []
+    in_functions = (_attribute_tensors(a) for f in model.functions for n in f.node
+                    for a in n.attribute)  # fmt: skip
+    for tensor in chain(tensors(model.graph), *in_functions):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            external.append(tensor)
+        if tensor.dims and min(tensor.dims) < 0:
             raise ModelError(
                 f"{where}: tensor '{tensor.name}': expected dimensions of at least 0, "
                 f"got {list(tensor.dims)}"
             )
-
-
-def _resolve_external(model: ModelProto, where: str, folder: Path | None, load: bool) -> None:
-    graphs = [tensors(model.graph)]
-    graphs += [_attribute_tensors(a) for f in model.functions for n in f.node for a in n.attribute]
-    for group in graphs:
-        for tensor in group:
-            if tensor.data_location == TensorProto.EXTERNAL:
-                _resolve_tensor(tensor, where, folder, load)
+    return external
 
 
 def _resolve_tensor(tensor: TensorProto, where: str, folder: Path | None, load: bool) -> None:
@@ -184,7 +186,7 @@ def _external_path(at: str, location: str, folder: Path | None) -> Path:
 
 def _byte_length(tensor: TensorProto) -> int:
     """Bytes that a tensor of this type and shape takes; 4- and 2-bit values are packed."""
-    count = int(np.prod(list(tensor.dims), dtype=np.int64)) if tensor.dims else 1
+    count = math.prod(tensor.dims)
     packed = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4, 25: 2, 26: 2}
     if tensor.data_type in packed:
         return (count * packed[tensor.data_type] + 7) // 8

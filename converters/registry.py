@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 from onnx import defs
@@ -180,11 +181,13 @@ def op(
                 raise ValueError(
                     f"{domain or 'ai.onnx'}::{name} version {version}: registered twice"
                 )
+        find.cache_clear()
         return function
 
     return register
 
 
+@cache
 def find(name: str, opset: int, domain: str = "") -> tuple[Operator, int] | None:
     """The operator that computes `name` in a model of this opset, with its schema version."""
     since = _since(name, opset, domain)

@@ -17,10 +17,11 @@ class Step:
     """An ONNX node, the operator that computes it, and its operands.
 
     version: the schema version of the operator.  attrs: ONNX attributes as Python values.
-    names: the operator function's name for each operand.  label: what to call the node.
+    names: the operator function's name for each operand.  plain: which operands go into the call
+    as Python values.  label: what to call the node.
     """
 
-    __slots__ = ("attrs", "entry", "label", "names", "operands", "proto", "version")
+    __slots__ = ("attrs", "entry", "label", "names", "operands", "plain", "proto", "version")
 
     def __init__(
         self,
@@ -36,7 +37,18 @@ class Step:
         self.operands = operands
         self.attrs = attrs
         self.names = [entry.operand(index) for index in range(len(operands))]
+        self.plain = [
+            value is not None and (name in entry.static or _is_literal(entry, name, value))
+            for value, name in zip(operands, self.names, strict=True)
+        ]
         self.label = label_of(proto)
+
+
+def _is_literal(entry: Operator, name: str, value: Value) -> bool:
+    """Whether an operand is a known scalar that the operator takes as a number."""
+    if name not in entry.literal or not value.known:
+        return False
+    return all(d == 1 for d in value.known_shape() or ())
 
 
 def label_of(proto: NodeProto) -> str:

@@ -41,16 +41,18 @@ class Masked(nn.Module):
     mask: bool, same shape, True = kept; updated in place; None = not under surgery.
     """
 
+    name: str
     weight: nn.Parameter
     mask: Tensor | None
+    _product: Tensor | None
+    _made_from: tuple[int, ...]
 
     def __init__(self, name: str, weight: Tensor, *, trainable: bool = True) -> None:
         super().__init__()
-        self.name = name
-        self.weight = nn.Parameter(weight, requires_grad=trainable)
-        self.register_buffer("mask", None)
-        self._product: Tensor | None = None
-        self._made_from: tuple[int, ...] = ()
+        # past nn.Module's own door, which is slow, as a net may have thousands of initializers
+        self.__dict__.update(name=name, _product=None, _made_from=())
+        self._parameters["weight"] = nn.Parameter(weight, requires_grad=trainable)
+        self._buffers["mask"] = None
 
     def attach_mask(self, mask: Tensor | None = None) -> None:
         """Put the weight under surgery; without a mask given, every entry starts kept."""
