@@ -53,7 +53,7 @@ _WIDER = {
 }
 _ELEM = {dtype: elem for elem, dtype in reversed(_TORCH.items())}
 # Types whose raw bytes torch holds as they are, with NumPy's name for them in a file's order.
-_RAW = {
+_RAW: dict[int, str] = {
     TensorProto.FLOAT: "<f4",
     TensorProto.DOUBLE: "<f8",
     TensorProto.FLOAT16: "<f2",

@@ -167,8 +167,10 @@ def _gather_on_device(
 def _described(step: Step, args: list[Any]) -> list[Any]:
     described: list[Any] = []
     for value, plain, arg in zip(step.operands, step.plain, args, strict=True):
-        known = value is None or plain
-        described.append(arg if known else Arg(arg, value.shape, value.elem))
+        if value is None or plain:
+            described.append(arg)
+        else:
+            described.append(Arg(arg, value.shape, value.elem))
     while described and described[-1] is None:
         described.pop()
     return described

@@ -65,10 +65,10 @@ def emit_held(builder: Builder, value: Value, use: str) -> fx.Node:
     """The call of a float initializer's holder, made once; trained if anybody trains it."""
     if value.node is None:
         name = builder.unique_holder_name(value.name)
-        tensor = value.tensor()
-        holder = Masked(name, tensor, trainable=False)
+        holder = Masked(name, value.tensor(), trainable=False)
         # the holder owns the values from here on: a second reference would double the memory
-        value.cache["constant"] = holder.weight.detach()
+        value.constant = holder.weight.detach
+        value.cache.pop("constant", None)
         value.cache["holder"] = holder
         target = attach(builder, name, holder)
         value.node = builder.graph.call_module(target)

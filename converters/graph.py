@@ -23,7 +23,7 @@ class ImportedGraph(fx.GraphModule):
 
     def recompile(self) -> None:  # type: ignore[override]
         """Have the code written anew at its next use; to be called after a change of the graph."""
-        type(self).forward = property(_written_forward)
+        type(self).forward = property(_written_forward)  # type: ignore[assignment]
 
     @property
     def code(self) -> str:

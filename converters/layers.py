@@ -68,7 +68,7 @@ def _reason(value: Value) -> str:
 
 
 def _weight_shape(value: Value) -> tuple[int, ...]:
-    return tuple(int(d or 0) for d in value.cache.get("weight_shape") or value.known_shape() or ())
+    return tuple(int(d or 0) for d in value.known_shape() or ())
 
 
 def with_biases(

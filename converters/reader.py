@@ -186,7 +186,7 @@ def _external_path(at: str, location: str, folder: Path | None) -> Path:
 
 def _byte_length(tensor: TensorProto) -> int:
     """Bytes that a tensor of this type and shape takes; 4- and 2-bit values are packed."""
-    count = math.prod(tensor.dims)
+    count: int = math.prod(tensor.dims)
     packed = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4, 25: 2, 26: 2}
     if tensor.data_type in packed:
         return (count * packed[tensor.data_type] + 7) // 8
