@@ -29,7 +29,8 @@ from dns_onnx.converters.exporter import convert
 from dns_onnx.data import batches
 from dns_onnx.pipeline import compress
 from dns_onnx.prepare import input_specs
-from dns_onnx.runtime import metrics, session
+from dns_onnx.runtime import session
+from dns_onnx.runtime.judge import Judge, Judged
 from dns_onnx.runtime.sizes import file_bytes
 
 RECIPES = {
@@ -117,9 +118,9 @@ def one_run(net: str, recipe: str, seed: int, models: Path, mnist: Path, runs: P
     sizes, agree = _formats(result.path, mnist)
     c = result.check
     return Row(
-        net, recipe, seed, c.error_before or 0.0, c.error_after or 0.0, c.kept, c.total,
+        net, recipe, seed, _error(c.metric, "before"), _error(c.metric, "after"), c.kept, c.total,
         {layer.name: layer.kept for layer in result.layers}, result.outcome.iterations,
-        result.outcome.seconds, result.outcome.best_error, sizes, agree,
+        result.outcome.seconds, _wrong(result.outcome.best_metric), sizes, agree,
     )  # fmt: skip
 
 
@@ -131,8 +132,12 @@ def authors_row(net: str, models: Path, mnist: Path) -> Row:
     for name, array in arrays.items():
         layer = name.rsplit(".", 1)[0]
         layers[layer] = layers.get(layer, 0) + int(np.count_nonzero(array))
+    judge = Judge(dense, pruned, "accuracy")
+    for inputs, labels in _test_batches(pruned, mnist):
+        judge.update(inputs, labels)
+    found = judge.judged()
     return Row(
-        net, "the authors' file", None, _error(dense, mnist), _error(pruned, mnist),
+        net, "the authors' file", None, _error(found, "before"), _error(found, "after"),
         sum(layers.values()), sum(a.size for a in arrays.values()), layers, None, None, None,
         {"dense": file_bytes(pruned)}, True,
     )  # fmt: skip
@@ -145,8 +150,13 @@ def _test_batches(path: Path, mnist: Path) -> Iterator[tuple[dict[str, Any], Any
         yield batch.inputs, batch.labels
 
 
-def _error(path: Path, mnist: Path) -> float:
-    return metrics.error_rate(session(path, native=False), _test_batches(path, mnist))[0]
+def _error(found: Judged | None, which: str) -> float:
+    """Fraction of rows that a file gets wrong."""
+    return 0.0 if found is None else _wrong(getattr(found, which)) or 0.0
+
+
+def _wrong(accuracy: float | None) -> float | None:
+    return None if accuracy is None else round(1 - accuracy, 9)
 
 
 def _formats(path: Path, mnist: Path) -> tuple[dict[str, int], bool]:

@@ -130,16 +130,45 @@ class LayerSettings(_Strict):
 class Train(_Strict):
     """The training loop.
 
-    output: the ONNX value that the loss attaches to; default: the first float output of the model.
+    output: the ONNX value, or values, that learn; default: the first float output of the model, or
+        without labels all that a gradient reaches.  The loss attaches before a final Softmax or
+        Sigmoid.
+    loss: against labels: cross-entropy, binary, mse, l1, ctc or package.module:function; auto takes
+        the one that the labels and the end of the model suggest.
+    metric: what held-out data are judged by: accuracy, topK, f1, miou, mse, psnr, ler, agreement,
+        relative-error or package.module:function; auto takes the one that goes with the loss.
+    ignore_label: the class number that neither counts.
     eval_every: iterations between two looks at the held-out data, once the masks are frozen; the
         state that does best there is the result.  0: the last state is the result.
     """
 
     iterations: int = Field(20_000, ge=1)
-    output: str | None = None
+    output: str | tuple[str, ...] | None = None
+    loss: str = "auto"
+    metric: str = "auto"
+    ignore_label: int = -100
     eval_every: int = Field(1000, ge=0)
     log_every: int = Field(100, ge=1)
     checkpoint_seconds: float = Field(30.0, gt=0)
+
+    @property
+    def outputs(self) -> list[str]:
+        """The values of `output`, none where it is not given."""
+        return [self.output] if isinstance(self.output, str) else list(self.output or ())
+
+
+class Distill(_Strict):
+    """The original model as teacher.
+
+    weight: its part of the loss, from 0 to 1; default: 0 where there are labels, 1 where not.
+    loss: kl, binary, mse (relative to the teacher's), l1 (the same), cosine or
+        package.module:function; auto takes kl for class scores, mse elsewhere.
+    temperature: softens class scores, of both.
+    """
+
+    weight: float | None = Field(None, ge=0, le=1)
+    loss: str = "auto"
+    temperature: float = Field(1.0, gt=0)
 
 
 class Config(_Strict):
@@ -150,6 +179,7 @@ class Config(_Strict):
     data: Data = Data()
     preprocess: Preprocess = Preprocess()
     train: Train = Train()
+    distill: Distill = Distill()
     solver: Solver = Solver()
     surgery: LayerSettings = LayerSettings()
     layer: tuple[LayerRule, ...] = ()
@@ -255,8 +285,8 @@ def _explain(where: str, error: Any) -> str:
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     """The keys of the table at `loc` in a configuration."""
     tables: dict[str, type[BaseModel]] = {
-        "data": Data, "preprocess": Preprocess, "train": Train, "solver": Solver,
-        "surgery": LayerSettings, "layer": LayerRule,
+        "data": Data, "preprocess": Preprocess, "train": Train, "distill": Distill,
+        "solver": Solver, "surgery": LayerSettings, "layer": LayerRule,
     }  # fmt: skip
     model = tables.get(str(loc[0]), Config) if loc else Config
     return list(model.model_fields)

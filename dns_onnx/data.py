@@ -21,22 +21,40 @@ LABELS = "labels"
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One model input: its name, NumPy dtype, and shape with None where the axis is free."""
+    """One model input: its name, NumPy dtype, and shape with None where the axis is free.
+
+    axis: the one that counts rows; None where no axis does and the input is whole.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
+    axis: int | None = 0
+
+    @property
+    def row(self) -> tuple[int | None, ...]:
+        """The shape of one row of it."""
+        shape = self.shape or ()
+        return shape if self.axis is None else shape[: self.axis] + shape[self.axis + 1 :]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs by name, each [N, ...], and labels [N] where there are any."""
+    """Model inputs by name, [N, ...] each, and the targets that came with them, [N, ...] too.
+
+    An input that is whole is [1, ...] where one value serves all rows.
+    """
 
     inputs: dict[str, Array]
-    labels: Array | None
+    targets: dict[str, Array]
 
     def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        return max(len(x) for x in self.inputs.values())
+
+    @property
+    def labels(self) -> Array | None:
+        """The target of that name, where there is one."""
+        return self.targets.get(LABELS)
 
 
 class Dataset(Protocol):
@@ -52,12 +70,13 @@ class Dataset(Protocol):
 class ArrayDataset:
     """Rows of arrays that are in memory (or memory-mapped).
 
-    arrays: one a model input, each [N, ...].  labels: [N] class numbers, or None.
+    arrays: one a model input, each [N, ...]; a whole input may also be given once, as it is.
+    targets: what the model should say, by name, each [N, ...]; an array is the `labels`.
     """
 
     def __init__(
-        self, specs: Sequence[InputSpec], arrays: Mapping[str, Array], labels: Array | None,
-        preprocess: Preprocess, where: str,
+        self, specs: Sequence[InputSpec], arrays: Mapping[str, Array],
+        targets: Mapping[str, Array] | Array | None, preprocess: Preprocess, where: str,
     ) -> None:  # fmt: skip
         if len(specs) == len(arrays) == 1:  # one array for one input: the name says nothing more
             arrays = dict(zip([specs[0].name], arrays.values(), strict=True))
@@ -66,39 +85,38 @@ class ArrayDataset:
                 f"{where}: expected arrays named {[s.name for s in specs]}, got {sorted(arrays)}; "
                 "name each array after a model input"
             )
-        wanted = {s.name: np.asarray(arrays[s.name]) for s in specs}
-        if labels is not None:
-            wanted[LABELS] = labels
-        for name, array in wanted.items():
-            if array.ndim == 0 or array.dtype.kind not in "fiub":
-                raise DataError(
-                    f"{where}: '{name}': expected rows of numbers, "
-                    f"got {array.dtype} of shape {list(array.shape)}"
-                )
-        lengths = {name: len(array) for name, array in wanted.items()}
-        if len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise DataError(f"{where}: expected equally many rows, at least one, got {lengths}")
+        if targets is None or not isinstance(targets, Mapping):
+            targets = {} if targets is None else {LABELS: targets}
         self.specs = list(specs)
-        self.arrays = {s.name: np.asarray(arrays[s.name]) for s in specs}
-        self.labels = labels
+        self.arrays = {s.name: _as_rows(arrays[s.name], s, where) for s in specs}
+        self.targets = {n: _numbers(t, n, where) for n, t in targets.items()}
+        lengths = {n: len(x) for n, x in {**self.arrays, **self.targets}.items()}
+        self.rows = max(lengths.values())
+        uneven = [s.name for s in specs if s.axis is not None or lengths[s.name] != 1]
+        if len({lengths[n] for n in [*uneven, *targets]}) > 1 or 0 in lengths.values():
+            raise DataError(f"{where}: expected equally many rows, at least one, got {lengths}")
         self.preprocess = preprocess
         self.where = where
         for spec in specs:
             _refuse_nonfinite(self.arrays[spec.name], f"{where}: '{spec.name}'")
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return self.rows
 
     def take(self, rows: NDArray[np.int64]) -> Batch:
-        raw = {name: a[rows] for name, a in self.arrays.items()}
-        labels = None if self.labels is None else self.labels[rows]
-        return Batch(prepare(raw, self.specs, self.preprocess, self.where), labels)
+        raw = {s.name: self._rows_of(s, rows) for s in self.specs}
+        targets = {n: t[rows] for n, t in self.targets.items()}
+        return Batch(prepare(raw, self.specs, self.preprocess, self.where), targets)
+
+    def _rows_of(self, spec: InputSpec, rows: NDArray[np.int64]) -> Array:
+        array = self.arrays[spec.name]
+        return array if spec.axis is None and len(array) == 1 else array[rows]
 
 
 class LazyDataset:
     """Rows of anything with `len` and `[i]` (a torch Dataset), read when they are wanted.
 
-    A row is a mapping with the model's input names and `labels`, or a tuple in graph-input order
+    A row is a mapping with the model's input names and the targets, or a tuple in graph-input order
     with the label last.
     """
 
@@ -114,11 +132,50 @@ class LazyDataset:
 
     def take(self, rows: NDArray[np.int64]) -> Batch:
         columns = [by_name(self.source[int(r)], self.specs, self.where) for r in rows]
-        raw = {k: np.stack([np.asarray(c[k]) for c in columns]) for k in columns[0]}
-        labels = raw.pop(LABELS, None)
-        for name, values in raw.items():
-            _refuse_nonfinite(values, f"{self.where}: '{name}'", rows)
-        return Batch(prepare(raw, self.specs, self.preprocess, self.where), labels)
+        raw = {k: _stacked([np.asarray(c[k]) for c in columns], k, self.where) for k in columns[0]}
+        wanted = {s.name for s in self.specs}
+        targets = {n: raw.pop(n) for n in list(raw) if n not in wanted}
+        for spec in self.specs:
+            _refuse_nonfinite(raw[spec.name], f"{self.where}: '{spec.name}'", rows)
+            if spec.axis is None:
+                raw[spec.name] = _shared(raw[spec.name])
+        return Batch(prepare(raw, self.specs, self.preprocess, self.where), targets)
+
+
+def _as_rows(array: Array, spec: InputSpec, where: str) -> Array:
+    """An input's array with rows in front; [1, ...] where one value serves all of them."""
+    array = np.asarray(array)
+    if spec.axis is not None:
+        return _numbers(array, spec.name, where)
+    once = array.ndim == len(spec.row)
+    rows = _numbers(array[None] if once else array, spec.name, where)
+    return rows if once else _shared(rows)
+
+
+def _numbers(array: Array, name: str, where: str) -> Array:
+    """Rows of numbers, or DataError."""
+    array = np.asarray(array)
+    if array.ndim == 0 or array.dtype.kind not in "fiub":
+        raise DataError(
+            f"{where}: '{name}': expected rows of numbers, "
+            f"got {array.dtype} of shape {list(array.shape)}"
+        )
+    return array
+
+
+def _shared(rows: Array) -> Array:
+    """The first row alone, where all others are the same."""
+    return rows[:1] if len(rows) > 1 and bool((rows == rows[:1]).all()) else rows
+
+
+def _stacked(values: list[Array], name: str, where: str) -> Array:
+    shapes = {v.shape for v in values}
+    if len(shapes) > 1:
+        raise DataError(
+            f"{where}: '{name}': expected rows of one shape in a batch, got "
+            f"{sorted(map(list, shapes))[:4]}; set data.batch = 1, or pad them"
+        )
+    return np.stack(values)
 
 
 @dataclass(frozen=True)
@@ -241,14 +298,15 @@ def _normalise(x: Array, p: Preprocess) -> Array:
 
 def _fit(x: Array, spec: InputSpec, where: str) -> Array:
     """Reshape rows to the model's input where that only adds, drops or merges axes."""
-    if spec.shape is None or len(spec.shape) == 0:
+    if spec.shape is None or (len(spec.shape) == 0 and x.ndim == 1):
         return x
-    want = spec.shape[1:]
-    have = x.shape[1:]
+    want, have = spec.row, x.shape[1:]
     if len(have) == len(want) and all(w in (None, h) for h, w in zip(have, want, strict=True)):
         return x
     if None not in want and int(np.prod(have)) == int(np.prod([w or 1 for w in want])):
         return x.reshape(len(x), *[int(w or 1) for w in want])
+    if len(have) == len(want) + 1 and spec.axis is not None and have[spec.axis] == 1:
+        return _fit(x.squeeze(spec.axis + 1), spec, where)  # each row came as a batch of one
     wanted = ["*" if w is None else w for w in want]
     raise DataError(
         f"{where}: '{spec.name}': expected rows of shape {wanted}, got {list(have)}; "
@@ -301,7 +359,7 @@ def all_labels(data: Dataset) -> Array | None:
         base = all_labels(data.base)
         return None if base is None else base[data.rows]
     if isinstance(data, ArrayDataset):
-        return data.labels
+        return data.targets.get(LABELS)
     parts = [batch.labels for batch in batches(data, 256)]
     return (
         np.concatenate([p for p in parts if p is not None])

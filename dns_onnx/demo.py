@@ -15,8 +15,9 @@ from dns_onnx.config import Config, parse_config
 from dns_onnx.converters.importer import import_model
 from dns_onnx.data import ArrayDataset, Batch, Dataset, InputSpec, batch_rows
 from dns_onnx.errors import DataError
-from dns_onnx.losses import loss, to_device
+from dns_onnx.losses import cross_entropy
 from dns_onnx.masks import holders
+from dns_onnx.objective import to_device
 
 WIDTHS = (64, 300, 100, 10)
 TEST_ROWS = 450
@@ -75,9 +76,9 @@ def train_dense(model: onnx.ModelProto, data: Dataset, seed: int) -> onnx.ModelP
     graph = import_model(model)
     optimizer = torch.optim.Adam(graph.parameters(), lr=1e-3)
     for i in range(DENSE_ITERATIONS):
-        inputs, labels = to_device(take(data, i, seed), torch.device("cpu"))
+        inputs, targets = to_device(take(data, i, seed), torch.device("cpu"))
         optimizer.zero_grad()
-        loss(graph(*inputs), labels).backward()
+        cross_entropy(graph(*inputs), targets["labels"]).backward()
         optimizer.step()
     trained = onnx.ModelProto()
     trained.CopyFrom(model)

@@ -36,8 +36,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Progress:
-    """One look at a run.  loss: mean since the look before.  error: held-out, where it was read.
+    """One look at a run.  loss: mean since the look before.
 
+    metric: the name of what held-out rows are judged by; value: it, where it was read.
     layers: by the initializer name of the weight.
     """
 
@@ -48,7 +49,8 @@ class Progress:
     kept: int
     size: int
     seconds: float
-    error: float | None
+    metric: str
+    value: float | None
     layers: dict[str, Change]
 
 
@@ -144,8 +146,8 @@ class Journal:
 
     def _write_events(self, p: Progress) -> None:
         scalars = {"loss": p.loss, "rate": p.rate, "kept": p.kept / p.size}
-        if p.error is not None:
-            scalars["error"] = p.error
+        if p.value is not None:
+            scalars[p.metric] = p.value
         for layer in self.surgery:
             change = p.layers[layer.key]
             scalars[f"kept/{layer.key}"] = change.kept / layer.size()
@@ -153,7 +155,7 @@ class Journal:
                 scalars[f"{name}/{layer.key}"] = getattr(change, name)
         for name, value in scalars.items():
             self._events.add_scalar(name, value, p.iteration)
-        if p.error is not None or p.iteration == p.iterations:  # seldom: they read every weight
+        if p.value is not None or p.iteration == p.iterations:  # seldom: they read every weight
             for tensor in (t for layer in self.surgery for t in layer.tensors):
                 kept = tensor.weight.detach()
                 kept = kept if tensor.mask is None else kept[tensor.mask]

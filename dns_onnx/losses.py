@@ -1,152 +1,193 @@
-"""What training minimises and what it is judged by, attached to a value of the graph."""
+"""What training minimises: distances of the model's values from labels, or from a teacher's.
+
+A loss takes the values at the heads of a `TrainingGraph` and the targets by name, and returns a
+scalar.  The rows of every value are in front.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-import onnx
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from dns_onnx.converters.encodings.sites import FLOAT_TYPES
-from dns_onnx.data import Batch
-from dns_onnx.errors import ConfigError, DataError, TrainingError
+from dns_onnx.converters.heads import Head
+from dns_onnx.entry import is_entry_point, load_entry_point
+from dns_onnx.errors import ConfigError, DataError
+from dns_onnx.runtime.metrics import aligned, simplified
+
+Targets = Mapping[str, Tensor]
+Loss = Callable[[Sequence[Tensor], Targets], Tensor]
+BY_LABELS = "cross-entropy, binary, mse, l1, ctc"
+BY_TEACHER = "kl, binary, mse, l1, cosine"
 
 
-class Classifier(nn.Module):
-    """The imported graph, cut off at its class scores.
+def labels_loss(name: str, heads: Sequence[Head], ignore: int) -> Loss:
+    """The loss of a name (BY_LABELS), or of a `package.module:function`, against labels.
 
-    Called with a batch of any size: a graph that fixes its batch axis is run in pieces of that
-    size, the last one filled up with repeated rows.
+    heads: the ends of the model; only mse, l1 and functions take several.  ignore: the class
+    number that cross-entropy leaves out.
+    Raises ConfigError, naming what there is.
     """
+    if is_entry_point(name):
+        return _of_function(name, heads)
+    known: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "cross-entropy": lambda y, t: cross_entropy(y, t, heads[0].axis, ignore),
+        "binary": binary,
+        "mse": lambda y, t: F.mse_loss(y.float(), _like(t, y)),
+        "l1": lambda y, t: F.l1_loss(y.float(), _like(t, y)),
+    }
+    if name == "ctc":
+        return ctc
+    if name not in known:
+        raise ConfigError(
+            f"train.loss: expected {BY_LABELS} or package.module:function, got '{name}'"
+        )
+    names, one = [h.output for h in heads], known[name]
 
-    def __init__(self, graph: fx.GraphModule, output: str, fixed_batch: int | None) -> None:
-        super().__init__()
-        self.graph = ending_at(graph, output)
-        self.output = output
-        self.fixed_batch = fixed_batch
+    def loss(outputs: Sequence[Tensor], targets: Targets) -> Tensor:
+        wanted = aligned(targets, names)
+        return _summed([one(y, t) for y, t in zip(outputs, wanted, strict=True)])
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Scores [N, classes]."""
-        rows, piece = len(inputs[0]), self.fixed_batch
-        if piece is None or piece == rows:
-            return self._scores(inputs)
-        missing = -rows % piece
-        if missing:
-            inputs = tuple(torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) for x in inputs)
-        parts = [
-            self._scores([x[i : i + piece] for x in inputs])
-            for i in range(0, rows + missing, piece)
-        ]
-        return torch.cat(parts)[:rows]
-
-    def _scores(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Scores [N, C], from [N, C, 1, 1] and the like too."""
-        try:
-            y: Tensor = self.graph(*inputs)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(f"out of memory: {error}; lower data.batch") from error
-        except RuntimeError as error:
-            shapes = [list(x.shape) for x in inputs]
-            raise DataError(
-                f"the model does not run on inputs of shape {shapes}: {str(error).splitlines()[0]}"
-            ) from error
-        if y.ndim < 2:
-            raise ConfigError(
-                f"train.output: expected class scores [N, C] in '{self.output}', "
-                f"got {list(y.shape)}; name another value of the graph"
-            )
-        return y.flatten(1)
+    return loss
 
 
-def loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of class scores (logits) [N, C] with class numbers [N]."""
-    return F.cross_entropy(scores.float(), labels)
+def teacher_loss(name: str, heads: Sequence[Head], temperature: float) -> Loss:
+    """The loss of a name (BY_TEACHER), or of a function, against the teacher's values by name.
 
-
-def errors(scores: Tensor, labels: Tensor) -> Tensor:
-    """Number of rows whose highest score is not at their label, as a device scalar."""
-    return (scores.argmax(1) != labels).sum()
-
-
-@torch.no_grad()
-def error_rate(model: nn.Module, data: Iterable[Batch], device: torch.device) -> float:
-    """Fraction of rows that the model gets wrong."""
-    wrong, rows = torch.zeros((), dtype=torch.long, device=device), 0
-    for batch in data:
-        inputs, labels = to_device(batch, device)
-        wrong += errors(model(*inputs), labels)
-        rows += len(labels)
-    return int(wrong) / max(rows, 1)
-
-
-def to_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """Inputs in graph order, and labels, as tensors on the device."""
-    if batch.labels is None:
-        raise TrainingError("data: expected labels, got none; add an array `labels` [N]")
-    inputs = [torch.from_numpy(x).to(device, non_blocking=True) for x in batch.inputs.values()]
-    labels = torch.from_numpy(batch.labels.astype(np.int64, copy=False))
-    return inputs, labels.to(device, non_blocking=True)
-
-
-def score_value(model: onnx.ModelProto, wanted: str | None = None) -> str:
-    """Name of the ONNX value that holds the class scores before any Softmax.
-
-    wanted: the value to take (config: train.output); otherwise the first float output, and where
-        the model has none (labels and maps only), the last value of the graph that a Softmax reads.
+    name: `auto` takes kl for class scores, binary for yes-or-no scores, mse for other numbers.
+    Raises ConfigError, naming what there is.
     """
-    producers = {o: node for node in model.graph.node for o in node.output}
-    if wanted is not None:
-        if wanted not in producers:
-            raise ConfigError(
-                f"train.output: expected a value of the graph, got '{wanted}'; "
-                f"its outputs are {[o.name for o in model.graph.output]}"
-            )
-        return wanted
-    for output in model.graph.output:
-        if output.type.tensor_type.elem_type in FLOAT_TYPES:
-            return _before_softmax(output.name, producers)
-    softmax = [n for n in model.graph.node if n.op_type in ("Softmax", "LogSoftmax")]
-    if softmax:
-        return str(softmax[-1].input[0])
-    raise ConfigError(
-        "train.output: the model has no float output to learn on; name a value of the graph, "
-        f"such as {[n.output[0] for n in model.graph.node[-3:]]}"
+    if is_entry_point(name):
+        return _of_function(name, heads)
+    known: dict[str, Callable[[Tensor, Tensor, Head], Tensor]] = {
+        "kl": lambda y, t, h: divergence(y, t, h.axis, temperature),
+        "binary": lambda y, t, h: binary_divergence(y, t, temperature),
+        "mse": lambda y, t, h: F.mse_loss(y.float(), t.float()) / _size(t.float() ** 2),
+        "l1": lambda y, t, h: F.l1_loss(y.float(), t.float()) / _size(t.float().abs()),
+        "cosine": lambda y, t, h: cosine(y, t),
+    }
+    if name not in (*known, "auto"):
+        raise ConfigError(
+            f"distill.loss: expected auto, {BY_TEACHER} or package.module:function, got '{name}'"
+        )
+    auto = {"classes": "kl", "probabilities": "binary", "values": "mse"}
+    chosen = [known[auto[h.kind] if name == "auto" else name] for h in heads]
+
+    def loss(outputs: Sequence[Tensor], targets: Targets) -> Tensor:
+        return _summed([
+            one(y, targets[h.value], h) for one, y, h in zip(chosen, outputs, heads, strict=True)
+        ])  # fmt: skip
+
+    return loss
+
+
+def _summed(terms: list[Tensor]) -> Tensor:
+    return terms[0] if len(terms) == 1 else torch.stack(terms).sum()
+
+
+# ------------------------------------------------------------------ against labels
+
+
+def cross_entropy(scores: Tensor, labels: Tensor, axis: int = 1, ignore: int = -100) -> Tensor:
+    """Mean cross-entropy of class scores (logits) with class numbers.
+
+    scores: [N, C] with any trailing ones and labels [N], or [N, C, ...] (classes along `axis`) and
+    label maps [N, ...].
+    """
+    if scores.ndim < 2:
+        raise ConfigError(
+            f"train.output: expected class scores [N, C], got {list(scores.shape)}; "
+            "name another value of the graph"
+        )
+    scores = scores.flatten(1) if labels.ndim == 1 else scores.movedim(axis, 1)
+    return F.cross_entropy(scores.float(), labels.long(), ignore_index=ignore)
+
+
+def binary(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy of scores (before a Sigmoid) with labels from 0 to 1."""
+    return F.binary_cross_entropy_with_logits(scores.float(), _like(labels, scores))
+
+
+def ctc(outputs: Sequence[Tensor], targets: Targets) -> Tensor:
+    """Connectionist temporal classification: scores [N, T, C] with labels [N, L], blank 0.
+
+    The array `label_lengths` [N] says how many labels of each row count (default: those above 0),
+    `input_lengths` [N] how many of the T steps do (default: all).
+    """
+    scores, labels = outputs[0], targets.get("labels")
+    if scores.ndim != 3 or labels is None or labels.ndim != 2:
+        raise DataError(
+            f"train.loss ctc: expected scores [N, T, C] and labels [N, L], got "
+            f"{list(scores.shape)} and {None if labels is None else list(labels.shape)}"
+        )
+    rows, steps = scores.shape[:2]
+    full = torch.full((rows,), steps, device=scores.device)
+    return F.ctc_loss(
+        scores.float().log_softmax(-1).transpose(0, 1), labels.long(),
+        targets.get("input_lengths", full).long(),
+        targets.get("label_lengths", (labels > 0).sum(1)).long(), zero_infinity=True,
+    )  # fmt: skip
+
+
+def _like(target: Tensor, output: Tensor) -> Tensor:
+    """The target in the output's shape, where that only adds, drops or merges axes."""
+    if target.numel() != output.numel():
+        raise DataError(
+            f"labels: expected the shape {list(output.shape)} of the output, "
+            f"got {list(target.shape)}"
+        )
+    return target.reshape(output.shape).float()
+
+
+def _of_function(name: str, heads: Sequence[Head]) -> Loss:
+    """A function of the user's: called with (outputs, targets), one as it is, several by name."""
+    function = load_entry_point(name, ConfigError)
+    names = [h.value for h in heads]
+
+    def loss(outputs: Sequence[Tensor], targets: Targets) -> Tensor:
+        found: Any = function(
+            simplified(names, outputs), simplified(list(targets), list(targets.values()))
+        )
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            raise ConfigError(f"{name}: expected a loss of one number in a tensor, got {found!r}")
+        return found.reshape(())
+
+    return loss
+
+
+# ------------------------------------------------------------------ against a teacher
+
+
+def divergence(scores: Tensor, wanted: Tensor, axis: int, temperature: float) -> Tensor:
+    """Mean Kullback-Leibler divergence from a teacher's class scores, softened, times T^2.
+
+    Source: Hinton, Vinyals, Dean 2015, section 2.
+    """
+    student, teacher = (
+        x.float().movedim(axis, -1).div(temperature).log_softmax(-1).flatten(0, -2)
+        for x in (scores, wanted)
     )
+    loss = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return loss * temperature**2
 
 
-def _before_softmax(value: str, producers: dict[str, onnx.NodeProto]) -> str:
-    """The value that the final Softmax reads, where one stands at the end of the graph."""
-    name = value
-    while (node := producers.get(name)) is not None:
-        if node.op_type in ("Softmax", "LogSoftmax"):
-            return str(node.input[0])
-        if node.op_type not in ("Identity", "Cast", "Squeeze", "Reshape", "Flatten"):
-            break
-        name = node.input[0]
-    return value
+def binary_divergence(scores: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """The same for yes-or-no scores before a Sigmoid."""
+    student, teacher = (x.float() / temperature for x in (scores, wanted))
+    soft = teacher.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(student, soft)
+    own = F.binary_cross_entropy_with_logits(teacher, soft)
+    return (cross - own) * temperature**2
 
 
-def ending_at(graph: fx.GraphModule, value: str) -> fx.GraphModule:
-    """The same modules in a graph that ends at an ONNX value and holds nothing after it.
+def cosine(values: Tensor, wanted: Tensor) -> Tensor:
+    """1 minus the cosine between the rows of both, averaged."""
+    a, b = values.float().flatten(1), wanted.float().flatten(1)
+    return 1 - F.cosine_similarity(a, b).mean()
 
-    Raises ConfigError where the graph has no such value.
-    """
-    cut = fx.Graph()
-    ends = [n for n in graph.graph.nodes if n.meta.get("onnx") == value]
-    if not ends:
-        raise ConfigError(f"train.output: '{value}' is not computed in the training graph")
-    copied: dict[fx.Node, fx.Node] = {}
-    for node in graph.graph.nodes:
-        if node.op == "output":
-            break
-        copied[node] = cut.node_copy(node, lambda n: copied[n])
-    cut.output(copied[ends[-1]])
-    ended = fx.GraphModule(graph, cut)
-    # placeholders stay, used or not: the caller passes every input of the model
-    ended.graph.eliminate_dead_code()
-    ended.delete_all_unused_submodules()
-    ended.recompile()
-    return ended
+
+def _size(squares: Tensor) -> Tensor:
+    return squares.mean().clamp_min(1e-12)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import fx
@@ -22,22 +23,21 @@ from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.exporter import Export, export_model
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
-from dns_onnx.data import Dataset, InputSpec, all_labels, batches
+from dns_onnx.data import Dataset, all_labels, batches
 from dns_onnx.errors import ConfigError
 from dns_onnx.journal import Observer, silent
 from dns_onnx.prepare import (
     Spared,
-    check_classes,
     input_specs,
     load_datasets,
+    model_feeding,
     prepare_run,
     torch_device,
 )
-from dns_onnx.runtime import metrics
 from dns_onnx.runtime.check import Check, check
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import model_files
-from dns_onnx.train import EVAL_BATCH, Outcome, Run
+from dns_onnx.train import Outcome, Run, eval_batch
 
 Array = NDArray[Any]
 TRAIN_METRIC_ROWS = 10_000  # rows of training data that stand in where there is nothing better
@@ -61,7 +61,7 @@ class Result:
     """A finished compression: the file, how it came about, and what was found about it.
 
     started_at: the iteration that it was resumed at, 0 where it was not.
-    metric_source: where the error rates were read: "eval", "held-out" or "training" data.
+    metric_source: where the metric was read: "eval", "held-out" or "training" data.
     """
 
     path: Path
@@ -102,7 +102,8 @@ def compress(
     format: csr, portable, coo or dense.  values: float32, float16 or int8.
     device: auto, cpu or cuda.
     run_dir: checkpoints and log (default: beside `out`); resume: go on from what lies there.
-    max_drop: the rise of the error, in percentage points, above which the result counts as missed.
+    max_drop: the drop of the metric (`runtime.metrics` says in what unit) above which the result
+        counts as missed.
     drop_dead: also remove units that died with the pruning, where the result is provably the same.
     bench_seconds: how long each contender of the check is timed.
     observe: called with each look at the run.  tensorboard: folder for its events.
@@ -123,13 +124,16 @@ def compress(
     graph = import_model(trained)
     session(model, native=False)  # what ONNX Runtime refuses is told before training, not after
     prepared = prepare_run(
-        trained, graph, config, where, Path(run_dir) if run_dir else out.with_suffix(".run"),
+        trained, graph, config, where, teaching,
+        Path(run_dir) if run_dir else out.with_suffix(".run"),
         {"model": file_digest(model), "data": data_digest(teaching),
          "settings": config.model_dump(mode="json")},
         Path(tensorboard) if tensorboard else None,
     )  # fmt: skip
     run = prepared.run
-    check_classes(run.model, {"training": teaching, "held-out": heldout, source: judged})
+    run.objective.refuse_bad_data(
+        run.model, {"training": teaching, "held-out": heldout, source: judged}, where
+    )
     if not resume:
         run.start_fresh()
     started_at = run.resume() if resume else 0
@@ -140,10 +144,11 @@ def compress(
     )  # fmt: skip
     limit = TRAIN_METRIC_ROWS if source == "training" else None
     # narrow values are not the trained ones: the metric judges them, the arrays must agree
-    exact = masked_graph(graph.to("cpu"), input_specs(trained)) if values == "float32" else None
+    exact = masked_graph(graph.to("cpu"), trained) if values == "float32" else None
     found = check(
-        Path(model), out, evaluation_pairs(judged, limit), reference=exact, max_drop=max_drop,
-        output=config.train.output, seconds=bench_seconds,
+        Path(model), out, evaluation_pairs(judged, config, limit), reference=exact,
+        metric=run.objective.metric, outputs=[h.output for h in run.objective.heads],
+        max_drop=max_drop, seconds=bench_seconds,
     )  # fmt: skip
     return Result(
         out, config, str(where), started_at, outcome, layer_results(run), prepared.spared, export,
@@ -167,11 +172,11 @@ def refuse_bad_target(out: Path, model: Path) -> None:
 
 
 def evaluation_pairs(
-    data: Dataset, limit: int | None = None
-) -> Iterator[tuple[dict[str, Array], Array | None]]:
-    """(inputs by name, labels) batch by batch, as `runtime.check` takes them."""
-    for batch in batches(data, EVAL_BATCH, limit):
-        yield batch.inputs, batch.labels
+    data: Dataset, config: Config, limit: int | None = None
+) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+    """(inputs, targets) by name, batch by batch, as `runtime.check` takes them."""
+    for batch in batches(data, eval_batch(config), limit):
+        yield batch.inputs, batch.targets
 
 
 def effective_weights(run: Run) -> dict[str, Array]:
@@ -180,19 +185,19 @@ def effective_weights(run: Run) -> dict[str, Array]:
 
 
 def masked_graph(
-    graph: fx.GraphModule, specs: list[InputSpec]
+    graph: fx.GraphModule, model: onnx.ModelProto
 ) -> Callable[[Mapping[str, Array]], list[Any]]:
-    """The masked graph as a function from a batch to all of the model's outputs."""
+    """The masked graph of a model as a function from a batch to all of the model's outputs."""
     graph.eval()
-    names, piece = [s.name for s in specs], metrics.fixed_batch([s.shape for s in specs])
+    names, how = [s.name for s in input_specs(model)], model_feeding(model)
 
     @torch.no_grad()
-    def compute(inputs: Mapping[str, Array]) -> list[Any]:
-        found = graph(*(torch.from_numpy(inputs[n]) for n in names))
+    def compute(inputs: list[Array]) -> list[Any]:
+        found = graph(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs))
         values = found if isinstance(found, (tuple, list)) else [found]
         return [v.numpy() if isinstance(v, torch.Tensor) else v for v in values]
 
-    return lambda inputs: metrics.in_pieces(compute, inputs, piece)
+    return lambda inputs: how.run(compute, [inputs[n] for n in names])
 
 
 def layer_results(run: Run) -> list[LayerResult]:
@@ -216,7 +221,7 @@ def provenance(config: Config, run: Run, outcome: Outcome, source: str) -> dict[
         "recipe": config.name,
         "config": json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True),
         "preprocess": json.dumps(preprocess, sort_keys=True),
-        "output": config.train.output or "",
+        "output": ",".join(config.train.outputs),
         "seed": str(config.seed),
         "iterations": str(outcome.iterations),
         "kept": str(run.surgery.kept()),

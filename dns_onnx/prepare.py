@@ -14,14 +14,15 @@ from onnx import helper
 from torch import fx
 
 from dns_onnx import sources
+from dns_onnx.attach import TrainingGraph
 from dns_onnx.config import Config, LayerSettings
 from dns_onnx.converters.frontier import cut_off
 from dns_onnx.converters.layers import Layer, layers
-from dns_onnx.data import Dataset, InputSpec, all_labels, check_labels, split
+from dns_onnx.data import Dataset, InputSpec, split
 from dns_onnx.errors import ConfigError, DataError
-from dns_onnx.losses import Classifier, score_value
 from dns_onnx.masks import Masked, holders
-from dns_onnx.runtime.metrics import fixed_batch
+from dns_onnx.objective import prepare_objective
+from dns_onnx.runtime.batching import Feeding, feeding
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
 from dns_onnx.train import Run
 
@@ -45,33 +46,37 @@ class Prepared:
 
 def prepare_run(
     model: onnx.ModelProto, graph: fx.GraphModule, config: Config, device: torch.device,
-    folder: Path, fingerprint: dict[str, Any], tensorboard: Path | None = None,
+    data: Dataset, folder: Path, fingerprint: dict[str, Any], tensorboard: Path | None = None,
 ) -> Prepared:  # fmt: skip
-    """Masks attached, layers chosen by the configuration, everything on the device."""
+    """Masks attached, layers chosen by the configuration, everything on the device.
+
+    data: the teaching rows, which say whether there are labels.
+    """
     graph.to(device)
-    specs = input_specs(model)
-    classifier = Classifier(
-        graph, score_value(model, config.train.output), fixed_batch([s.shape for s in specs])
+    sample = data.take(np.arange(1))
+    training, objective = prepare_objective(
+        model, graph, config, model_feeding(model), sample, device
     )
-    weights = trained_weights(graph, classifier)
+    weights = trained_weights(graph, training)
     found = layers(graph)
-    chosen, spared = _divided(found, weights, config, classifier.output)
+    chosen, spared = _divided(found, weights, config, training.values)
     surgery = Surgery([_operated(layer, weights, config) for layer in chosen], config.seed)
     biases = {layer.bias for layer in found if layer.bias}
     run = Run(
-        classifier, weights, biases, surgery, config, folder, device, fingerprint, tensorboard
-    )
+        training, objective, weights, biases, surgery, config, folder, device, fingerprint,
+        tensorboard,
+    )  # fmt: skip
     return Prepared(run, spared)
 
 
-def trained_weights(graph: fx.GraphModule, classifier: Classifier) -> dict[str, Masked]:
+def trained_weights(graph: fx.GraphModule, training: TrainingGraph) -> dict[str, Masked]:
     """The holders that training changes; all others are frozen.
 
     Left out: what the loss does not reach, single numbers (an epsilon, an exponent: constants of
     the architecture), and tensors that hold infinities (attention masks).
     """
-    unreached = set(cut_off(classifier.graph))
-    reached = holders(classifier.graph).keys() - unreached
+    unreached = set(cut_off(training.graph))
+    reached = holders(training.graph).keys() - unreached
     weights = {}
     for name, holder in holders(graph).items():
         w = holder.weight
@@ -83,7 +88,7 @@ def trained_weights(graph: fx.GraphModule, classifier: Classifier) -> dict[str, 
 
 
 def _divided(
-    found: list[Layer], weights: Mapping[str, Masked], config: Config, output: str
+    found: list[Layer], weights: Mapping[str, Masked], config: Config, values: list[str]
 ) -> tuple[list[Layer], list[Spared]]:
     """(layers to operate on, layers left alone); each weight once, where nodes share it."""
     unknown = config.unused_rules([_names(layer) for layer in found])
@@ -97,7 +102,7 @@ def _divided(
         if not layer.prunable:
             spared.append(Spared(layer.node, layer.weight, layer.reason))
         elif layer.weight not in weights:
-            reason = f"the loss at '{output}' does not reach it"
+            reason = f"the loss at {', '.join(map(repr, values))} does not reach it"
             spared.append(Spared(layer.node, layer.weight, reason))
         elif not config.layer_settings(*_names(layer)).prune:
             spared.append(Spared(layer.node, layer.weight, "spared by the configuration"))
@@ -171,18 +176,26 @@ def torch_device(name: str) -> torch.device:
 def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
     """The inputs that a caller must feed, in graph order."""
     weights = {i.name for i in model.graph.initializer}
+    infos = [i for i in model.graph.input if i.name not in weights]
     specs = []
-    for i in model.graph.input:
-        if i.name in weights:
-            continue
+    for i, axis in zip(infos, model_feeding(model).axes, strict=True):
         tensor = i.type.tensor_type
         shape = None
         if tensor.HasField("shape"):
             shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
-        specs.append(
-            InputSpec(i.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
-        )
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        specs.append(InputSpec(i.name, dtype, shape, axis))
     return specs
+
+
+def model_feeding(model: onnx.ModelProto) -> Feeding:
+    """How rows go into a model."""
+    weights = {i.name for i in model.graph.initializer}
+    types = [i.type.tensor_type for i in model.graph.input if i.name not in weights]
+    return feeding(
+        [d.dim_value or d.dim_param or None for d in t.shape.dim] if t.HasField("shape") else None
+        for t in types
+    )
 
 
 def load_datasets(
@@ -207,20 +220,3 @@ def _dataset(given: Any, config: Config, specs: list[InputSpec], role: str) -> D
     if isinstance(given, str):
         return sources.load(given, specs, config.preprocess, role)
     return sources.wrap(given, specs, config.preprocess, f"{role} data")
-
-
-def check_classes(model: Classifier, datasets: Mapping[str, Dataset | None]) -> None:
-    """Labels of all data must be classes of the model: told before the first iteration.
-
-    datasets: by the name that errors call them.
-    Raises DataError.
-    """
-    device = next(model.parameters()).device
-    for name, data in datasets.items():
-        if data is None:
-            continue
-        first = data.take(np.arange(1))
-        with torch.no_grad():
-            inputs = [torch.from_numpy(x).to(device) for x in first.inputs.values()]
-            classes = model(*inputs).shape[1]
-        check_labels(all_labels(data), classes, f"{name} data")

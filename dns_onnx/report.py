@@ -70,8 +70,7 @@ def check_table(check: Check) -> Table:
     sizes = check.sizes
     rows = [
         ["parameters kept", f"{check.kept:,} of {check.total:,}", f"{check.ratio:.1f}x"],
-        ["error before / after", f"{percent(check.error_before)} / {percent(check.error_after)}",
-         f"{check.rows:,} rows"],
+        *_judged(check),
         ["bytes, original", f"{sizes.original:,}", ""],
         ["bytes, this file", f"{sizes.file:,}", f"{sizes.original / sizes.file:.1f}x"],
         ["  gzipped", f"{sizes.file_gzip:,}", ""],
@@ -86,6 +85,16 @@ def check_table(check: Check) -> Table:
     for o in check.outputs:
         rows.append([f"output '{o.name}'", f"max error {o.max_abs:.2e}", f"scale {o.scale:.3g}"])
     return ["figure", "value", ""], rows
+
+
+def _judged(check: Check) -> list[list[str]]:
+    """The metric of both files, and how much worse the pruned one is."""
+    m = check.metric
+    if m is None:
+        return []
+    title = f"{m.name} before / after" if m.against == "labels" else f"{m.name} with the original"
+    values = " / ".join(m.said[:2]) if m.against == "labels" else m.said[1]
+    return [[title, values, f"drop {m.said[2]}, {check.rows:,} rows"]]
 
 
 def machine() -> dict[str, str]:
@@ -137,7 +146,7 @@ def to_markdown(result: Result) -> str:
         f"# {result.path.name}",
         f"Recipe {result.config.name}, seed {result.config.seed}: {outcome.iterations:,} "
         f"iterations in {outcome.seconds:.0f} s on {result.device}; "
-        f"error rates read on {result.metric_source} data.\n\n{where}",
+        f"the metric was read on {result.metric_source} data.\n\n{where}",
         "## Layers", markdown(layer_table(result)),
         *(["## Layers left alone", markdown(spared_table(result))] if result.spared else []),
         "## File", markdown(tensor_table(result.export.tensors)),

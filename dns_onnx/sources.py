@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
-import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +14,7 @@ from onnx import numpy_helper
 
 from dns_onnx.config import Preprocess, parse_config
 from dns_onnx.data import LABELS, Array, ArrayDataset, Dataset, InputSpec, LazyDataset, by_name
+from dns_onnx.entry import is_entry_point, load_entry_point
 from dns_onnx.errors import DataError
 
 MEMORY_LIMIT = 8 << 30  # bytes that an iterable may fill before we ask for random access
@@ -41,15 +39,14 @@ def load(spec: str, specs: Sequence[InputSpec], preprocess: Preprocess, role: st
         arrays = _folder(path, specs)
     elif path.suffix == ".npz":
         arrays = _npz(path)
-    elif re.fullmatch(r"[\w.]+:[\w.]+", place):
+    elif is_entry_point(place):
         return _entry_point(place, specs, preprocess)
     else:
         raise DataError(
             f"{spec}: expected an .npz file, a folder, mnist:DIR or package.module:function; "
             f"{'no such file or folder' if not path.exists() else 'got another kind of file'}"
         )
-    labels = arrays.pop(LABELS, None)
-    return ArrayDataset(specs, arrays, labels, preprocess, str(path))
+    return _dataset(arrays, specs, preprocess, str(path))
 
 
 def preprocess_of(spec: str, preprocess: Preprocess) -> Preprocess:
@@ -147,15 +144,7 @@ def _idx(folder: Path, name: str) -> Array:
 
 def _entry_point(name: str, specs: Sequence[InputSpec], preprocess: Preprocess) -> Dataset:
     """The dataset or iterable of batches that a Python function returns."""
-    module, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a module beside the working directory, as `python -m` has it
-    try:
-        target: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            target = getattr(target, part)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise DataError(f"{name}: expected an importable function: {error}") from None
+    target = load_entry_point(name, DataError)
     try:
         rows = isinstance(target, type) or not hasattr(target, "__getitem__")
         source = target() if callable(target) and rows else target
@@ -195,4 +184,16 @@ def _from_batches(
     if not parts:
         raise DataError(f"{where}: expected at least one batch, got none")
     arrays = _concatenated(parts, where)
-    return ArrayDataset(specs, arrays, arrays.pop(LABELS, None), preprocess, where)
+    return _dataset(arrays, specs, preprocess, where)
+
+
+def _dataset(
+    arrays: dict[str, Array], specs: Sequence[InputSpec], preprocess: Preprocess, where: str
+) -> ArrayDataset:
+    """Arrays divided into inputs and targets."""
+    names = {s.name for s in specs}
+    if len(specs) == 1 and len(arrays.keys() - {LABELS}) == 1:
+        names = arrays.keys() - {LABELS}  # the only array can be nothing but the only input
+    targets = {n: a for n, a in arrays.items() if n not in names and a.dtype.kind in "fiub"}
+    inputs = {n: a for n, a in arrays.items() if n in names}
+    return ArrayDataset(specs, inputs or arrays, targets, preprocess, where)

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dns_onnx import checkpoint, losses
+from dns_onnx import checkpoint
+from dns_onnx.attach import TrainingGraph
 from dns_onnx.config import Config
 from dns_onnx.data import Batch, Dataset, batch_rows, batches, shifted
 from dns_onnx.errors import CheckpointError, Interrupted, TrainingError
 from dns_onnx.interrupt import interruptible
 from dns_onnx.journal import Journal, Observer, Progress
-from dns_onnx.losses import Classifier
 from dns_onnx.masks import Masked
+from dns_onnx.objective import Objective, to_device
 from dns_onnx.solver import Optimizer
 from dns_onnx.surgery import Surgery
 
@@ -27,11 +28,16 @@ EVAL_BATCH = 256
 SOLVER_STATE = {"momentum_buffer", "exp_avg", "exp_avg_sq", "step"}  # what SGD and Adam remember
 
 
+def eval_batch(config: Config) -> int:
+    """Rows that are evaluated at a time; one where rows may differ in length (data.batch = 1)."""
+    return 1 if config.data.batch == 1 else EVAL_BATCH
+
+
 @dataclass
 class Best:
     """The state that did best on held-out data since the masks froze."""
 
-    error: float = math.inf
+    metric: float = math.nan
     iteration: int = -1
     weights: dict[str, Tensor] = field(default_factory=dict)
 
@@ -42,7 +48,7 @@ class Outcome:
 
     iterations: int
     seconds: float
-    best_error: float | None
+    best_metric: float | None
     best_iteration: int
 
 
@@ -55,11 +61,12 @@ class Run:
     """
 
     def __init__(
-        self, model: Classifier, weights: dict[str, Masked], biases: set[str], surgery: Surgery,
-        config: Config, folder: Path, device: torch.device, fingerprint: dict[str, Any],
-        tensorboard: Path | None = None,
+        self, model: TrainingGraph, objective: Objective, weights: dict[str, Masked],
+        biases: set[str], surgery: Surgery, config: Config, folder: Path, device: torch.device,
+        fingerprint: dict[str, Any], tensorboard: Path | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.weights, self.surgery = model, weights, surgery
+        self.model, self.objective = model, objective
+        self.weights, self.surgery = weights, surgery
         self.config, self.folder, self.device = config, folder, device
         self.fingerprint = fingerprint
         self.optimizer = Optimizer(
@@ -87,8 +94,8 @@ class Run:
             while self.iteration < iterations:
                 i = self.iteration
                 self.surgery.step(i)
-                inputs, labels = losses.to_device(self.batch(data, i), self.device)
-                loss = losses.loss(self.model(*inputs), labels)
+                inputs, targets = to_device(self.batch(data, i), self.device)
+                loss = self.objective.loss(self.model(*inputs), inputs, targets)
                 self.optimizer.torch.zero_grad()
                 loss.backward()
                 rate = self.optimizer.step(i, iterations)
@@ -120,49 +127,50 @@ class Run:
         if c.data.shift:
             rng = np.random.default_rng([c.seed, 1, iteration])
             moved = {
-                k: shifted(x, c.data.shift, rng) if x.ndim >= 3 else x
+                k: shifted(x, c.data.shift, rng) if x.ndim >= 3 and len(x) == len(rows) else x
                 for k, x in batch.inputs.items()
             }
-            batch = Batch(moved, batch.labels)
+            batch = Batch(moved, batch.targets)
         return batch
 
     def _look(self, rate: float, heldout: Dataset | None, observe: Observer) -> None:
-        """Check the loss, read the held-out error when due, log and report."""
+        """Check the loss, read the held-out metric when due, log and report."""
         loss, layers = self.journal.look(self.iteration)
         if not math.isfinite(loss):
             raise TrainingError(self._diverged(f"loss {loss}"))
-        error = self._read_heldout(heldout) if heldout is not None else None
+        value = self._read_heldout(heldout) if heldout is not None else None
         kept = sum(change.kept for change in layers.values())
         progress = Progress(
             self.iteration, self.config.train.iterations, loss, rate, kept, self.surgery.size(),
-            self.seconds, error, layers,
+            self.seconds, self.objective.metric.name, value, layers,
         )  # fmt: skip
         self.journal.write(progress)
         observe(progress)
 
     def _read_heldout(self, heldout: Dataset) -> float | None:
-        """The held-out error, when its turn has come; remembers the best frozen state."""
+        """The held-out metric, when its turn has come; remembers the best frozen state."""
         every, last = self.config.train.eval_every, self.config.train.iterations
         if not every or (self.iteration % every and self.iteration != last):
             return None
         self.model.eval()
-        error = losses.error_rate(self.model, batches(heldout, EVAL_BATCH), self.device)
+        rows = batches(heldout, eval_batch(self.config))
+        found = self.objective.score(self.model, rows, self.device)
         self.model.train()
         frozen = self.iteration >= min(self.surgery.frozen_at(), last)
-        if frozen and error < self.best.error:
+        if frozen and self.objective.metric.better(found, self.best.metric):
             kept = {name: w.weight.detach().clone() for name, w in self.weights.items()}
-            self.best = Best(error, self.iteration, kept)
-        return error
+            self.best = Best(found, self.iteration, kept)
+        return found
 
     @torch.no_grad()
     def _finish(self) -> Outcome:
         """Put the best state into the model."""
         for name, values in self.best.weights.items():
             self.weights[name].weight.copy_(values)
-        error = self.best.error if self.best.weights else None
+        metric = self.best.metric if self.best.weights else None
         iteration = self.best.iteration if self.best.weights else self.iteration
         self.model.eval()
-        return Outcome(self.iteration, self.seconds, error, iteration)
+        return Outcome(self.iteration, self.seconds, metric, iteration)
 
     def _diverged(self, what: str) -> str:
         good = checkpoint.latest(self.folder)
@@ -206,7 +214,7 @@ class Run:
             raise TrainingError(self._diverged("weights that are not finite"))
         tensors |= {f"best.{name}": w for name, w in self.best.weights.items()}
         tensors |= self.journal.tensors()
-        best = {"error": self.best.error, "iteration": self.best.iteration}
+        best = {"metric": self.best.metric, "iteration": self.best.iteration}
         state = {
             "fingerprint": self.fingerprint, "surgery": self.surgery.state(),
             "best": best if self.best.weights else None, "seconds": self.seconds,

@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
         "example",
     )
     result = dns_onnx.compress(dense, folder / "small.onnx", train=train, eval=test, config=config)
-    print(f"{result.check.ratio:.1f}x, error {result.check.error_after:.2%}")
+    print(f"{result.check.ratio:.1f}x, accuracy {result.check.metric.after:.2%}")
     for row in result.export.tensors:
         print(f"{row.name}: {row.dense_bytes} -> {row.bytes} bytes, {row.encoding} {row.reason}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from dns_onnx.converters.encodings import is_encoded
 from dns_onnx.converters.encodings.functions import DOMAIN
 from dns_onnx.converters.reader import read_model
-from dns_onnx.runtime import metrics
+from dns_onnx.runtime.batching import run, session_feeding
 from dns_onnx.runtime.bench import Timing, bench, random_inputs
+from dns_onnx.runtime.judge import Judge, Judged, Targets
 from dns_onnx.runtime.library import library_available
+from dns_onnx.runtime.metrics import Metric
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import Sizes, TensorCount, measure
 
@@ -45,8 +48,7 @@ class Check:
 
     outputs: list[OutputError]
     reference: str
-    error_before: float | None
-    error_after: float | None
+    metric: Judged | None
     rows: int
     tensors: list[TensorCount]
     sizes: Sizes
@@ -80,63 +82,68 @@ class Check:
 def check(
     original: str | Path,
     pruned: str | Path,
-    data: Iterable[tuple[Mapping[str, Array], Array | None]] | None = None,
+    data: Iterable[tuple[Mapping[str, Array], Targets]] | None = None,
     *,
     reference: Reference | None = None,
-    output: str | None = None,
+    metric: Metric | str = "auto",
+    outputs: Sequence[str] = (),
     max_drop: float | None = None,
     seconds: float = 1.0,
     threads: int = 1,
 ) -> Check:
     """Compare a pruned file with the model it came from.
 
-    data: batches of (inputs by name, labels [N] or None); random inputs where there are none.
+    data: batches of (inputs by name, targets by name; `labels`, an array of those, or None), read
+        once; random inputs where there are none.
     reference: computes all outputs of the masked training graph in graph order; the pruned file is
         held against it output by output.  Without it, against the plain dense form of the file.
-    output: the one that holds the class scores; default: the first float one.
-    max_drop: largest allowed rise of the error, in percentage points.
+    metric: what both files are judged by; `auto` takes what the labels suggest (accuracy for class
+        numbers), and without labels how far the outputs are from the original's.
+    outputs: the values of the graph that the metric reads; default: the first float output, without
+        labels all of them.
+    max_drop: largest allowed drop of the metric, in the unit of `Metric.drop`.
     seconds: how long each contender is timed.
     """
     options = _quiet()
     before = session(original, native=False, threads=threads, options=options)
     after = session(pruned, native=False, threads=threads, options=options)
     dense = read_model(pruned)
-    batches = list(data) if data is not None else []
-    sample = dict(batches[0][0]) if batches else random_inputs(before)
+    batches = iter(data or ())
+    first = next(batches, None)
+    how = session_feeding(before)
+    sample = dict(first[0]) if first is not None else how.rows(random_inputs(before))
     against = "the masked training graph"
     if reference is None:
         plain = session(dense.SerializeToString(), native=False, threads=threads, options=options)
-        reference, against = (lambda x: metrics.run(plain, x)), "the dense form of the file"
-    outputs = compare(after, sample, reference)
-    labelled = [(x, y) for x, y in batches if y is not None]
-    error_before = error_after = None
-    rows = 0
-    if labelled and (not output or output in {o.name for o in after.get_outputs()}):
-        error_before, rows = metrics.error_rate(before, labelled, output)
-        error_after, _ = metrics.error_rate(after, labelled, output)
+        reference, against = (lambda x: run(plain, x)), "the dense form of the file"
+    found = compare(after, sample, reference)
+    judged, rows = None, 0
+    if first is not None:
+        judge = Judge(original, pruned, metric, outputs, threads)
+        for inputs, targets in itertools.chain([first], batches):
+            judge.update(inputs, targets)
+        judged, rows = judge.judged(), judge.rows
     sizes, tensors = measure(original, pruned, dense)
-    size = metrics.fixed_batch(i.shape for i in before.get_inputs())
-    timings = _race(original, pruned, sample, seconds, threads, size)
+    one = how.first(sample, [i.name for i in before.get_inputs()])
+    timings = _race(original, pruned, one, seconds, threads)
     problems = [
         f"output '{o.name}' differs from {against} by {o.max_abs:.3g} at scale {o.scale:.3g}"
-        for o in outputs
+        for o in found
         if not o.equal
     ]
-    if max_drop is not None and (error_before is None or error_after is None):
-        problems.append(
-            "the error cannot be read, so that the allowed rise cannot be judged: "
-            "give labelled data, and as train.output an output of the model"
-        )
-    elif max_drop is not None and error_before is not None and error_after is not None:
-        drop = 100 * (error_after - error_before)
-        if drop > max_drop + 1e-9:
-            problems.append(
-                f"the error rose by {drop:.2f} points, more than the {max_drop:g} allowed"
-            )
+    if max_drop is not None:
+        problems += _missed(judged, max_drop)
     words = _in_words(sizes, timings, threads, is_encoded(_structure(pruned)))
-    return Check(
-        outputs, against, error_before, error_after, rows, tensors, sizes, timings, words, problems
-    )
+    return Check(found, against, judged, rows, tensors, sizes, timings, words, problems)
+
+
+def _missed(judged: Judged | None, max_drop: float) -> list[str]:
+    """What is wrong with a drop, or with there being none."""
+    if judged is None:
+        return ["there are no data to judge the drop of the metric on: name some"]
+    if judged.drop <= max_drop + 1e-9:
+        return []
+    return [f"{judged.name} got worse by {judged.said[2]}, more than the {max_drop:g} allowed"]
 
 
 def compare(
@@ -144,7 +151,7 @@ def compare(
 ) -> list[OutputError]:
     """Every output of the session against the reference's, on one batch."""
     wanted = list(reference(inputs))
-    got = metrics.run(sess, inputs)
+    got = run(sess, inputs)
     return [
         _output_error(o.name, w, g) for o, w, g in zip(sess.get_outputs(), wanted, got, strict=True)
     ]
@@ -192,16 +199,9 @@ def _quiet() -> ort.SessionOptions:
 
 
 def _race(
-    original: str | Path, pruned: str | Path, sample: Mapping[str, Array], seconds: float,
-    threads: int, size: int | None,
-) -> list[Timing]:  # fmt: skip
-    """Original and pruned in turn, and the pruned with our kernels where it has any.
-
-    size: the batch that the model fixes; one row where it fixes none.
-    """
-    one = {name: x[:1] for name, x in sample.items()}
-    if size is not None:
-        one = {name: np.repeat(x, size, axis=0) for name, x in one.items()}
+    original: str | Path, pruned: str | Path, one: Mapping[str, Array], seconds: float, threads: int
+) -> list[Timing]:
+    """Original and pruned in turn, and the pruned with our kernels where it has any."""
     runners: dict[str, str | Path] = {ORIGINAL: original, STOCK: pruned}
     if _has_kernels(pruned):
         runners[NATIVE] = pruned

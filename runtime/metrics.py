@@ -1,138 +1,159 @@
-"""Figures about a model file: what is stored, how small it could be, how often it is right."""
+"""What a model is judged by: one implementation, in NumPy, for training and for ONNX Runtime.
+
+How much worse a pruned model is (`Metric.drop`) is measured in percentage points where the metric
+is a fraction (accuracy, F1, mean IoU, agreement, relative error), in its own unit where it has one
+(PSNR in dB, a function's number), and in per cent of what it was for a mean squared error.
+"""
 
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeVar
 
-import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
+from dns_onnx.entry import is_entry_point, load_entry_point
+from dns_onnx.errors import ConfigError, DataError
+from dns_onnx.runtime.meters import (
+    F1,
+    IGNORED,
+    Accuracy,
+    Agreement,
+    Averaged,
+    LabelErrorRate,
+    MeanIou,
+    MeanSquaredError,
+    Meter,
+    Psnr,
+    RelativeError,
+)
 
-from dns_onnx.errors import DataError
+T = TypeVar("T")
+NAMES = "accuracy, topK (top5), f1, miou, mse, psnr, ler, agreement, relative-error"
 
-Array = NDArray[Any]
 
+@dataclass(frozen=True)
+class Metric:
+    """A measure of how good a model is.
 
-def entropy_bound(size: int, nnz: int, bits_per_value: int = 32) -> float:
-    """Bytes that a mask with this many kept entries, and their values, take at the very least.
-
-    `(size * H(nnz / size) + nnz * bits_per_value) / 8` with H the binary entropy in bits: what an
-    ideal coder reaches that knows nothing about where the kept entries lie.
+    kind: `fraction` (in [0, 1], shown in per cent), `ratio` (means something only beside another
+        value of it), or `plain` (in its own unit).
+    against: what targets it is given: the data's labels, or the original model's outputs.
+    reads: class `scores` suffice, of any scale; or it needs the output `values` themselves.
     """
-    if size == 0:
-        return 0.0
-    density = nnz / size
-    bits = sum(-p * math.log2(p) for p in (density, 1.0 - density) if 0.0 < p < 1.0)
-    return (size * bits + nnz * bits_per_value) / 8
+
+    name: str
+    higher_is_better: bool
+    kind: Literal["fraction", "ratio", "plain"]
+    make: Callable[[], Meter]
+    against: Literal["labels", "original"] = "labels"
+    reads: Literal["scores", "values"] = "scores"
+    unit: str = ""
+
+    def drop(self, before: float, after: float) -> float:
+        """How much worse `after` is: percentage points, per cent, or the metric's own unit."""
+        worse = before - after if self.higher_is_better else after - before
+        match self.kind:
+            case "fraction":
+                return 100 * worse
+            case "ratio" if worse != 0:
+                return 100 * worse / abs(before) if before else math.copysign(math.inf, worse)
+        return worse
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether value a is better than value b.  NaN is worse than everything."""
+        if math.isnan(a) or math.isnan(b):
+            return not math.isnan(a)
+        return a > b if self.higher_is_better else a < b
+
+    @property
+    def worst(self) -> float:
+        """A value that every other is better than."""
+        return -math.inf if self.higher_is_better else math.inf
+
+    def text(self, value: float | None) -> str:
+        """The value to read; a dash for none."""
+        if value is None:
+            return "-"
+        if self.kind == "fraction":
+            return f"{100 * value:.2f} %"
+        return f"{value:.4g} {self.unit}".rstrip()
+
+    @property
+    def drop_unit(self) -> str:
+        """What a drop is measured in."""
+        return {"fraction": "points", "ratio": "per cent"}.get(self.kind, self.unit or "units")
 
 
-def gzip_bytes(pieces: Iterable[bytes]) -> int:
-    """Bytes of all pieces together after gzip at level 6, the usual way of shipping zeros."""
-    stream = zlib.compressobj(6, wbits=31)  # 31: gzip's own header and window
-    return sum(len(stream.compress(piece)) for piece in pieces) + len(stream.flush())
+def metric(
+    name: str, *, labelled: bool = True, axis: int = 1, threshold: float = 0.0,
+    ignore: int = IGNORED,
+) -> Metric:  # fmt: skip
+    """The metric of a name, or of a `package.module:function`.
 
-
-def run(
-    session: ort.InferenceSession, inputs: Mapping[str, Array], names: list[str] | None = None
-) -> list[Any]:
-    """The session's outputs on a batch of any size, whatever batch the model fixes."""
-    piece = fixed_batch(i.shape for i in session.get_inputs())
-    return in_pieces(lambda feed: list(session.run(names, dict(feed))), inputs, piece)
-
-
-def fixed_batch(shapes: Iterable[Sequence[Any] | None]) -> int | None:
-    """The batch size that the model's input shapes fix, or None where it is free."""
-    sizes = {shape[0] for shape in shapes if shape}
-    size = sizes.pop() if len(sizes) == 1 else None
-    return size if isinstance(size, int) and size > 0 else None
-
-
-def in_pieces(
-    compute: Callable[[Mapping[str, Array]], list[Any]],
-    inputs: Mapping[str, Array],
-    piece: int | None,
-) -> list[Any]:
-    """Outputs of `compute` on all rows, called with `piece` rows at a time.
-
-    The last piece is filled up with repeated rows, whose results are dropped.
+    labelled: whether the data have labels; what a function compares with otherwise is the original
+        model's outputs.  axis: the one that class scores lie along.  threshold: a single score
+        above it says yes.  ignore: the label that counts nowhere.
+    Raises ConfigError, naming what there is.
     """
-    rows = len(next(iter(inputs.values())))
-    if piece is None or piece == rows:
-        return compute(inputs)
-    parts = [
-        compute({k: _filled(x[start : start + piece], piece) for k, x in inputs.items()})
-        for start in range(0, rows, piece)
-    ]
-    return [_joined([p[i] for p in parts], rows) for i in range(len(parts[0]))]
-
-
-def _filled(x: Array, rows: int) -> Array:
-    return x if len(x) == rows else np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])
-
-
-def _joined(parts: list[Any], rows: int) -> Any:
-    if all(isinstance(p, np.ndarray) and p.ndim for p in parts):
-        return np.concatenate(parts)[:rows]
-    if all(isinstance(p, list) for p in parts):
-        return [item for part in parts for item in part][:rows]
-    return parts
-
-
-def class_output(session: ort.InferenceSession, wanted: str | None = None) -> str | None:
-    """Name of the output to read classes from.
-
-    wanted: taken where the session has it.  Otherwise the first float output; None where all
-    outputs are labels, maps or strings.
-    Raises DataError for a wanted value that is no output of the file.
-    """
-    names = [o.name for o in session.get_outputs()]
-    if wanted:
-        if wanted not in names:
-            raise DataError(f"metric: expected an output of the model {names}, got '{wanted}'")
-        return wanted
-    for output in session.get_outputs():
-        if output.type in ("tensor(float)", "tensor(float16)", "tensor(double)"):
-            return str(output.name)
-    return None
-
-
-def error_rate(
-    session: ort.InferenceSession,
-    data: Iterable[tuple[Mapping[str, Array], Array]],
-    output: str | None = None,
-) -> tuple[float, int]:
-    """(fraction of rows whose predicted class is not their label, rows) over (inputs, labels).
-
-    The prediction is the highest score of the output, or the model's own label where it has no
-    scores.
-    Raises DataError for labels that are no class numbers of the model.
-    """
-    name = class_output(session, output)
-    wrong = rows = 0
-    for inputs, labels in data:
-        if name is None:
-            found = run(session, inputs, [session.get_outputs()[0].name])[0]
-            classes, predicted = None, np.asarray(found).reshape(-1)
-        else:
-            scores = run(session, inputs, [name])[0]
-            scores = scores.reshape(len(scores), -1)
-            classes, predicted = scores.shape[1], scores.argmax(1)
-        _refuse_bad_labels(labels, classes)
-        wrong += int((predicted != labels).sum())
-        rows += len(labels)
-    return (wrong / rows if rows else 0.0), rows
-
-
-def _refuse_bad_labels(labels: Array, classes: int | None) -> None:
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"labels: expected class numbers of shape [N], got {labels.dtype} {list(labels.shape)}"
+    top = re.fullmatch(r"top([1-9]\d*)", name)
+    if top:
+        return Metric(name, True, "fraction", partial(Accuracy, int(top[1]), axis, ignore))
+    if is_entry_point(name):
+        return _from_function(name, labelled)
+    known = {
+        "accuracy": Metric(
+            name, True, "fraction", partial(Accuracy, 1, axis, ignore, threshold)
+        ),
+        "f1": Metric(name, True, "fraction", partial(F1, axis, threshold, ignore)),
+        "miou": Metric(name, True, "fraction", partial(MeanIou, axis, threshold, ignore)),
+        "mse": Metric(name, False, "ratio", MeanSquaredError, reads="values"),
+        "psnr": Metric(name, True, "plain", Psnr, reads="values", unit="dB"),
+        "ler": Metric(name, False, "fraction", LabelErrorRate),
+        "agreement": Metric(
+            name, True, "fraction", partial(Agreement, axis, threshold), "original"
+        ),
+        "relative-error": Metric(name, False, "fraction", RelativeError, "original", "values"),
+    }  # fmt: skip
+    if name not in known:
+        raise ConfigError(f"metric: expected {NAMES} or package.module:function, got '{name}'")
+    if known[name].against == "labels" and not labelled:
+        raise ConfigError(
+            f"metric: '{name}' compares with labels and the data have none; add an array `labels`, "
+            "or use agreement (class scores), relative-error or a function"
         )
-    if classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+    return known[name]
+
+
+def _from_function(name: str, labelled: bool) -> Metric:
+    """A function's mean over batches, or a class of the user's own with update and value."""
+    found = load_entry_point(name, ConfigError)
+    make = found if hasattr(found, "update") and hasattr(found, "value") else None
+    return Metric(
+        name, bool(getattr(found, "higher_is_better", True)), "plain",
+        make or partial(Averaged, found), "labels" if labelled else "original", "values",
+        str(getattr(found, "unit", "")),
+    )  # fmt: skip
+
+
+def aligned(targets: Mapping[str, T], names: Sequence[str], where: str = "data") -> list[T]:
+    """The target of each of the model's values: an array of its name, or `labels` for a single one.
+
+    Raises DataError where one is missing.
+    """
+    if len(names) == 1 and "labels" in targets:
+        return [targets["labels"]]
+    missing = [n for n in names if n not in targets]
+    if missing:
+        remedy = "add an array `labels`" if len(names) == 1 else f"add arrays named {missing}"
         raise DataError(
-            f"labels: expected 0 to {classes - 1} (the model has {classes} classes), "
-            f"got {labels.min()} to {labels.max()}"
+            f"{where}: expected a target for each of {list(names)}, got {sorted(targets)}; {remedy}"
         )
+    return [targets[n] for n in names]
+
+
+def simplified(names: Sequence[str], values: Sequence[T]) -> T | dict[str, T]:
+    """What functions of the user's are called with: one value as it is, several by name."""
+    return values[0] if len(values) == 1 else dict(zip(names, values, strict=True))

@@ -13,12 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 # Lower layers may not import higher ones; modules of one layer may import each other.
 LAYERS = [
-    {"dns_onnx.errors"},
+    {"dns_onnx.errors", "dns_onnx.entry"},
     {"dns_onnx.masks", "dns_onnx.checkpoint", "dns_onnx.config", "dns_onnx.interrupt"},
     {"dns_onnx.data", "dns_onnx.surgery", "dns_onnx.solver", "dns_onnx.converters",
      "dns_onnx.runtime"},
-    {"dns_onnx.sources", "dns_onnx.losses", "dns_onnx.journal", "dns_onnx.train",
-     "dns_onnx.prepare"},
+    {"dns_onnx.sources", "dns_onnx.attach", "dns_onnx.losses", "dns_onnx.objective",
+     "dns_onnx.journal", "dns_onnx.train", "dns_onnx.prepare"},
     {"dns_onnx.pipeline", "dns_onnx.demo"},
     {"dns_onnx.report"},
     {"dns_onnx.cli"},

@@ -98,7 +98,7 @@ def test_the_log_of_a_run(small: Path) -> None:
     train(small, "run")
     found = looks(small / "run")
     assert [look["iteration"] for look in found] == [20, 40, 60, 80, 100, 120]
-    assert [look["error"] is None for look in found] == [True, False] * 3
+    assert [look["value"] is None for look in found] == [True, False] * 3
     size = {"fc1.w": 8 * 32 + 32, "fc2.w": 4 * 32 + 4}
     kept = dict(size)
     for look in found:
@@ -133,7 +133,7 @@ def test_events_and_log_of_a_stopped_and_resumed_run(small: Path) -> None:
             assert scalar.step == look["iteration"]
             assert scalar.value == pytest.approx(value)
     assert [e.step for e in events.Scalars("loss")] == [20, 40, 60, 80, 100, 120]
-    assert [e.step for e in events.Scalars("error")] == [40, 80, 120]
+    assert [e.step for e in events.Scalars("accuracy")] == [40, 80, 120]
     histograms = events.Histograms("weights/fc1.w")
     assert [e.step for e in histograms] == [40, 80, 120]
     assert histograms[-1].histogram_value.num < 8 * 32

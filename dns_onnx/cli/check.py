@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import onnx
 import typer
 from pydantic import ValidationError
 
 from dns_onnx import report, sources
-from dns_onnx.cli.compress import DATA_HELP
+from dns_onnx.cli.compress import DATA_HELP, DROP_LIMIT_HELP, METRIC_HELP
 from dns_onnx.cli.console import print_verdict, show, write_json
-from dns_onnx.config import Preprocess
+from dns_onnx.config import Config, Preprocess
+from dns_onnx.converters.frontier import attachment_points
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
 from dns_onnx.errors import ModelError
@@ -30,29 +32,31 @@ def command(
     eval: Annotated[
         str | None, typer.Option(help=f"data to compare on: {DATA_HELP}", metavar="DATA")
     ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(help="exit 1 if the error rises by more than this many percentage points"),
-    ] = None,
+    metric: Annotated[str | None, typer.Option(help=METRIC_HELP)] = None,
+    max_drop: Annotated[float | None, typer.Option(help=DROP_LIMIT_HELP)] = None,
     threads: Annotated[int, typer.Option(help="threads of ONNX Runtime", min=1)] = 1,
     seconds: Annotated[float, typer.Option(help="time for each latency, in seconds")] = 1.0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write all figures there")
     ] = None,
 ) -> None:
-    """Compare PRUNED with its masked graph and with ORIGINAL: outputs, error, bytes, speed.
+    """Compare PRUNED with its masked graph and with ORIGINAL: outputs, metric, bytes, speed.
 
-    The preprocessing that the pruned file was trained with is read from its metadata.
+    The preprocessing and the metric that the pruned file was trained with are read from its
+    metadata.
     """
     model = read_model(pruned)
-    specs = input_specs(model)
-    data = None
+    graph, settings, data = import_model(model), stored_settings(model), None
+    outputs: list[str] = []
     if eval is not None:
-        dataset = sources.load(eval, specs, stored_preprocess(model), "eval")
-        data = list(evaluation_pairs(dataset))
+        dataset = sources.load(eval, input_specs(model), stored_preprocess(model), "eval")
+        data = evaluation_pairs(dataset, settings)
+        labelled = bool(dataset.take(np.arange(1)).targets)
+        outputs = settings.train.outputs or ([] if labelled else attachment_points(graph))
     found = check(
-        original, pruned, data, reference=masked_graph(import_model(model), specs),
-        output=stored(model, "output") or None, max_drop=max_drop, seconds=seconds, threads=threads,
+        original, pruned, data, reference=masked_graph(graph, model),
+        metric=metric or settings.train.metric, outputs=outputs, max_drop=max_drop,
+        seconds=seconds, threads=threads,
     )  # fmt: skip
     show("Check in ONNX Runtime", report.check_table(found))
     print_verdict(found)
@@ -78,4 +82,18 @@ def stored_preprocess(model: onnx.ModelProto) -> Preprocess:
     except ValidationError as error:
         raise ModelError(
             f"metadata dns_onnx.preprocess: expected preprocessing in JSON, got {text!r}"
+        ) from error
+
+
+def stored_settings(model: onnx.ModelProto) -> Config:
+    """The settings that a compressed file says it was made with; the defaults where it says none.
+
+    Raises ModelError where they cannot be read.
+    """
+    text = stored(model, "config")
+    try:
+        return Config.model_validate_json(text) if text else Config()
+    except ValidationError as error:
+        raise ModelError(
+            f"metadata dns_onnx.config: expected settings in JSON, got {text!r}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,18 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+LOSS_HELP = (
+    "what training minimises: cross-entropy, binary, mse, l1, ctc (labels), kl, cosine (without "
+    "labels: the original model teaches), or package.module:function"
+)
+METRIC_HELP = (
+    "what held-out data are judged by: accuracy, top5, f1, miou, mse, psnr, ler, agreement, "
+    "relative-error, or package.module:function"
+)
+DROP_LIMIT_HELP = (
+    "exit 1 if the metric gets worse by more than this: percentage points for fractions, dB for "
+    "psnr, per cent for mse"
+)
 DATA_HELP = (
     "an .npz with arrays named as the model's inputs and `labels`; mnist:DIR; a folder of npz "
     "shards or ONNX test_data_set_*; or package.module:function. Options after `?`: scale, mean, "
@@ -79,10 +92,9 @@ def command(
     iterations: Annotated[
         int | None, typer.Option(help="training iterations; the schedule is scaled along", min=1)
     ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(help="exit 1 if the error rises by more than this many percentage points"),
-    ] = None,
+    loss: Annotated[str | None, typer.Option(help=LOSS_HELP)] = None,
+    metric: Annotated[str | None, typer.Option(help=METRIC_HELP)] = None,
+    max_drop: Annotated[float | None, typer.Option(help=DROP_LIMIT_HELP)] = None,
     drop_dead: Annotated[
         bool, typer.Option("--drop-dead", help=DROP_HELP)
     ] = False,
@@ -100,7 +112,7 @@ def command(
     ] = False,
 ) -> None:  # fmt: skip
     """Prune MODEL by Dynamic Network Surgery and write the result as ONNX."""
-    settings = chosen_config(config, recipe, seed, iterations)
+    settings = chosen_config(config, recipe, seed, iterations, {"loss": loss, "metric": metric})
     if report_dir is not None:
         report_dir.mkdir(parents=True, exist_ok=True)  # refused now rather than after training
     with training_progress() as observe:
@@ -122,14 +134,17 @@ def command(
 
 
 def chosen_config(
-    file: Path | None, recipe: str | None, seed: int | None, iterations: int | None
-) -> Config:
-    """The settings that the options name together."""
+    file: Path | None, recipe: str | None, seed: int | None, iterations: int | None,
+    train: Mapping[str, str | None],
+) -> Config:  # fmt: skip
+    """The settings that the options name together.  train: options that are keys of that table."""
     if file is not None and recipe is not None:
         raise ConfigError("--config and --recipe: expected one of them, got both")
     settings = load_config(file) if file else load_recipe(recipe) if recipe else Config()
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
+    given = {key: value for key, value in train.items() if value is not None}
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=given)})
     return settings.scaled(iterations) if iterations is not None else settings
 
 

@@ -62,20 +62,20 @@ def training_progress() -> Iterator[journal.Observer]:
         return
     columns = (
         TextColumn("surgery"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("loss {task.fields[loss]}  error {task.fields[error]}"),
+        TextColumn("loss {task.fields[loss]}  {task.fields[metric]}"),
         TextColumn("kept {task.fields[kept]}"),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("surgery", total=None, loss="-", error="-", kept="-")
-        error = "-"
+        task = bar.add_task("surgery", total=None, loss="-", metric="", kept="-")
+        metric = ""
 
         def observe(p: journal.Progress) -> None:
-            nonlocal error
-            error = error if p.error is None else report.percent(p.error)
+            nonlocal metric
+            metric = metric if p.value is None else f"{p.metric} {p.value:.4f}"
             bar.update(
                 task, total=p.iterations, completed=p.iteration, loss=f"{p.loss:.4f}",
-                error=error, kept=report.percent(p.kept / p.size),
+                metric=metric, kept=report.percent(p.kept / p.size),
             )  # fmt: skip
 
         yield observe

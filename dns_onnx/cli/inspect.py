@@ -23,9 +23,8 @@ from dns_onnx.converters.reader import read_model
 from dns_onnx.converters.verify import Difference, compare_values
 from dns_onnx.errors import ModelError
 from dns_onnx.masks import holders
-from dns_onnx.prepare import input_specs
+from dns_onnx.prepare import input_specs, model_feeding
 from dns_onnx.runtime.bench import random_inputs
-from dns_onnx.runtime.metrics import fixed_batch
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import file_bytes
 
@@ -95,7 +94,7 @@ def verified(path: Path, data: str | None) -> list[Difference]:
         feeds = random_inputs(session(model.SerializeToString(), native=False))
     else:
         specs = input_specs(model)
-        rows = np.arange(fixed_batch([s.shape for s in specs]) or 1)
+        rows = np.arange(model_feeding(model).piece or 1)
         feeds = sources.load(data, specs, stored_preprocess(model), "eval").take(rows).inputs
     try:
         inputs = [torch.from_numpy(x) for x in feeds.values()]

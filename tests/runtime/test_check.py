@@ -64,8 +64,9 @@ def test_a_rise_of_the_error_beyond_the_allowed_is_a_problem(pruned: Path) -> No
     right = session(pruned / "net.onnx", native=False).run(None, {"x": data})[0].argmax(1)
     labelled = [({"x": data}, right)]
     found = check(pruned / "net.onnx", pruned / "pruned.onnx", labelled, max_drop=0.0, seconds=0.05)
-    assert found.error_before == 0.0
-    assert found.error_after > 0.0
+    assert found.metric.before == 1.0
+    assert found.metric.after < 1.0
+    assert found.metric.drop == pytest.approx(100 * (1 - found.metric.after))
     assert "points, more than the 0 allowed" in found.problems[0]
     loose = check(pruned / "net.onnx", pruned / "pruned.onnx", labelled, max_drop=100, seconds=0.05)
     assert loose.ok

@@ -1,0 +1,85 @@
+"""The imported graph, cut off where a loss attaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dns_onnx.converters.heads import Head
+from dns_onnx.errors import ConfigError, DataError, TrainingError
+from dns_onnx.runtime.batching import Feeding
+
+
+class TrainingGraph(nn.Module):
+    """The imported graph, ending at the values that the loss attaches to.
+
+    Called with rows of any number: a graph that fixes its batch is run in pieces of that size, the
+    last one filled up with repeated rows.
+
+    heads: the ends of the model.  feeding: how rows go in.
+    """
+
+    def __init__(self, graph: fx.GraphModule, heads: Sequence[Head], feeding: Feeding) -> None:
+        super().__init__()
+        self.heads, self.feeding = tuple(heads), feeding
+        self.values = [h.value for h in heads]
+        self.graph = ending_at(graph, self.values)
+        outputs = [h.output for h in heads]
+        # what users read may lie behind an activation; where it does not, it is the same graph
+        self.readout = self.graph if outputs == self.values else _readable(graph, heads)
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        """The values that the loss attaches to, in the order of the heads."""
+        return self._run(self.graph, inputs)
+
+    def read(self, *inputs: Tensor) -> list[Tensor]:
+        """The outputs as users read them, behind any final Softmax or Sigmoid."""
+        return self._run(self.readout, inputs)
+
+    def _run(self, graph: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
+        def compute(arrays: list[Any]) -> list[Any]:
+            try:
+                return list(graph(*arrays))
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(f"out of memory: {error}; lower data.batch") from error
+            except RuntimeError as error:
+                shapes = [list(x.shape) for x in arrays]
+                raise DataError(
+                    f"the model does not run on inputs of shape {shapes}: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+
+        return self.feeding.run(compute, inputs, torch)
+
+
+def _readable(graph: fx.GraphModule, heads: Sequence[Head]) -> fx.GraphModule:
+    """The graph ending at the outputs; at the value itself where an output is no tensor of it."""
+    known = {n.meta.get("onnx") for n in graph.graph.nodes}
+    return ending_at(graph, [h.output if h.output in known else h.value for h in heads])
+
+
+def ending_at(graph: fx.GraphModule, values: Sequence[str]) -> fx.GraphModule:
+    """The same modules in a graph that returns ONNX values and holds nothing after them.
+
+    Raises ConfigError where the graph has no such value.
+    """
+    cut = fx.Graph()
+    computed = {n.meta.get("onnx"): n for n in graph.graph.nodes if n.op != "output"}
+    missing = [v for v in values if v not in computed]
+    if missing:
+        raise ConfigError(f"train.output: {missing} are not computed in the training graph")
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            break
+        copied[node] = cut.node_copy(node, lambda n: copied[n])
+    cut.output(tuple(copied[computed[v]] for v in values))
+    ended = fx.GraphModule(graph, cut)
+    # placeholders stay, used or not: the caller passes every input of the model
+    ended.graph.eliminate_dead_code()
+    ended.delete_all_unused_submodules()
+    ended.recompile()
+    return ended

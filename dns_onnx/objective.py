@@ -1,0 +1,230 @@
+"""What a run is after: the loss that training minimises, and the metric that held-out rows read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import Tensor, fx, nn
+
+from dns_onnx.attach import TrainingGraph
+from dns_onnx.config import Config
+from dns_onnx.converters.frontier import attachment_points
+from dns_onnx.converters.heads import Head, heads
+from dns_onnx.data import Batch, Dataset, all_labels, check_labels
+from dns_onnx.entry import is_entry_point
+from dns_onnx.errors import ConfigError, DataError
+from dns_onnx.losses import BY_TEACHER, Loss, labels_loss, teacher_loss
+from dns_onnx.runtime.batching import Feeding
+from dns_onnx.runtime.judge import metric_for
+from dns_onnx.runtime.metrics import Metric, aligned
+
+Array = NDArray[Any]
+ON_SCORES = ("cross-entropy", "binary", "ctc", "kl", "auto")  # these want what an activation reads
+METRIC_OF = {"cross-entropy": "accuracy", "binary": "accuracy", "mse": "mse", "l1": "mse",
+             "ctc": "ler"}  # fmt: skip
+
+
+class Teacher(nn.Module):
+    """The original model, frozen: what it says is what the pruned one should."""
+
+    def __init__(self, graph: TrainingGraph) -> None:
+        super().__init__()
+        self.graph = graph.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """The values at the heads, by name."""
+        return dict(zip(self.graph.values, self.graph(*inputs), strict=True))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a run, and its metric.
+
+    heads: the ends of the model that it looks at.  by_labels: None where labels do not teach.
+    by_teacher: None where the original model does not; `share` is its part of the loss.
+    said: what was chosen, in words.
+    """
+
+    heads: tuple[Head, ...]
+    metric: Metric
+    by_labels: Loss | None
+    by_teacher: Loss | None
+    share: float
+    teacher: Teacher | None
+    said: str
+
+    def loss(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], targets: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        outputs: what the `TrainingGraph` gave for it.  inputs, targets: the batch (`to_device`).
+        """
+        taught = None
+        if self.by_teacher is not None and self.teacher is not None:
+            taught = self.by_teacher(outputs, self.teacher(*inputs))
+        if self.by_labels is None:
+            assert taught is not None
+            return taught
+        told = self.by_labels(outputs, targets)
+        return told if taught is None else (1 - self.share) * told + self.share * taught
+
+    @torch.no_grad()
+    def score(self, model: TrainingGraph, data: Iterable[Batch], device: torch.device) -> float:
+        """The metric of the model, in evaluation mode, over batches."""
+        meter = self.metric.make()
+        for batch in data:
+            outputs = self._read(model, batch, device)
+            meter.update(outputs, self._wanted(batch, device))
+        return meter.value()
+
+    def _read(self, model: TrainingGraph, batch: Batch, device: torch.device) -> list[Array]:
+        inputs, _ = to_device(batch, device)
+        values = self.metric.reads == "values"
+        return [_array(y) for y in (model.read(*inputs) if values else model(*inputs))]
+
+    def _wanted(self, batch: Batch, device: torch.device) -> list[Array]:
+        """What the metric compares with."""
+        if self.metric.against == "labels":
+            return aligned(batch.targets, [h.output for h in self.heads])
+        assert self.teacher is not None
+        return self._read(self.teacher.graph, batch, device)
+
+    def refuse_bad_data(
+        self, model: TrainingGraph, datasets: Mapping[str, Dataset | None], device: torch.device
+    ) -> None:
+        """Tell before the first iteration what data would break the loss or the metric.
+
+        datasets: by the name that errors call them.
+        Raises DataError.
+        """
+        for name, data in datasets.items():
+            if data is None:
+                continue
+            first = data.take(np.arange(1))
+            inputs, targets = to_device(first, device)
+            if self.metric.against == "labels" and not targets:
+                raise DataError(
+                    f"{name} data: expected an array `labels` for the metric "
+                    f"{self.metric.name}, got none; add class numbers [N]"
+                )
+            with torch.no_grad():
+                outputs = model(*inputs)
+            if targets and self.metric.name in ("accuracy",) and outputs[0].ndim > 1:
+                check_labels(all_labels(data), outputs[0].flatten(1).shape[1], f"{name} data")
+            try:
+                self.metric.make().update(
+                    self._read(model, first, device), self._wanted(first, device)
+                )
+                self.loss(outputs, inputs, targets)
+            except DataError as error:
+                raise DataError(f"{name} data: {error}") from error
+
+
+def prepare_objective(
+    model: ModelProto, graph: fx.GraphModule, config: Config, feeding: Feeding, sample: Batch,
+    device: torch.device,
+) -> tuple[TrainingGraph, Objective]:  # fmt: skip
+    """The graph to train and what it is trained for.
+
+    graph: the imported model, without masks yet.  sample: some rows of the data, which say whether
+        there are labels, and of what kind.
+    Raises ConfigError and DataError.
+    """
+    labelled = bool(sample.targets)
+    share = config.distill.weight
+    share = (0.0 if labelled else 1.0) if share is None else share
+    if not labelled and (share < 1 or config.train.loss in ("cross-entropy", "ctc")):
+        raise DataError("training data: expected an array `labels`, got none; add one, or leave "
+                        "train.loss and distill.weight alone: then the model teaches")  # fmt: skip
+    found = tuple(_heads(model, graph, config, labelled))
+    names = _loss_names(config, graph, found, feeding, sample, device)
+    if not all(n in ON_SCORES for n in names):
+        found = tuple(replace(h, value=h.output, kind="values") for h in found)
+    training = TrainingGraph(graph, found, feeding)
+    judge = _metric(config, found, names[0], sample)
+    teacher = None
+    if share > 0 or judge.against == "original":
+        teacher = Teacher(TrainingGraph(copy.deepcopy(graph), found, feeding)).to(device)
+    by_labels = labels_loss(names[0], found, config.train.ignore_label) if share < 1 else None
+    by_teacher = teacher_loss(names[1], found, config.distill.temperature) if share > 0 else None
+    return training, Objective(
+        found, judge, by_labels, by_teacher, share, teacher, _said(names, found, share, judge)
+    )
+
+
+def _heads(model: ModelProto, graph: fx.GraphModule, config: Config, labelled: bool) -> list[Head]:
+    """The ends that were asked for; the first output for labels, all that can learn without."""
+    given = config.train.outputs
+    if not given and not labelled:
+        given = attachment_points(graph)
+    return heads(model, given)
+
+
+def _loss_names(
+    config: Config, graph: fx.GraphModule, found: Sequence[Head], feeding: Feeding, sample: Batch,
+    device: torch.device,
+) -> tuple[str, str]:  # fmt: skip
+    """(loss against labels, loss against the teacher)."""
+    told, taught = config.train.loss, config.distill.loss
+    if taught == "auto" and not sample.targets and (told in BY_TEACHER or is_entry_point(told)):
+        taught = told
+    if told != "auto" or not sample.targets:
+        return told, taught
+    labels = aligned(sample.targets, [h.output for h in found])[0]
+    if found[0].kind == "probabilities":
+        return "binary", taught
+    if labels.dtype.kind == "f":
+        return "mse", taught
+    inputs, _ = to_device(sample, device)
+    with torch.no_grad():
+        scores = TrainingGraph(graph, found, feeding)(*inputs)[0]
+    return ("binary" if scores.numel() == labels.size else "cross-entropy"), taught
+
+
+def _metric(config: Config, found: Sequence[Head], loss: str, sample: Batch) -> Metric:
+    """The metric that was asked for, or the one that goes with the loss."""
+    name = config.train.metric
+    labels = aligned(sample.targets, [h.output for h in found])[0] if sample.targets else None
+    if name == "auto" and labels is not None and loss != "auto":
+        if loss not in METRIC_OF:
+            raise ConfigError(f"train.metric: '{loss}' names no metric of its own; give one")
+        name = METRIC_OF[loss] if labels.ndim < 3 else name
+    return metric_for(name, found, labels, config.train.ignore_label)
+
+
+def _said(names: tuple[str, str], found: Sequence[Head], share: float, judge: Metric) -> str:
+    at = ", ".join(f"'{h.value}'" for h in found)
+    parts = []
+    if share < 1:
+        parts.append(f"{names[0]} with labels")
+    if share > 0:
+        kinds = names[1] if names[1] != "auto" else "/".join(dict.fromkeys(
+            {"classes": "kl", "probabilities": "binary", "values": "mse"}[h.kind] for h in found
+        ))  # fmt: skip
+        weight = f" (weight {share:g})" if share < 1 else ""
+        parts.append(f"{kinds} with the original model as teacher{weight}")
+    return f"{' and '.join(parts)}, at {at}; metric: {judge.name}"
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Inputs in graph order, and targets by name, as tensors on the device."""
+    inputs = [torch.from_numpy(x).to(device, non_blocking=True) for x in batch.inputs.values()]
+    return inputs, {
+        name: torch.from_numpy(np.ascontiguousarray(t)).to(device, non_blocking=True)
+        for name, t in batch.targets.items()
+    }
+
+
+def _array(value: Tensor) -> Array:
+    """A value as NumPy has it; narrow floats as float32."""
+    value = value.detach()
+    return (value.float() if value.is_floating_point() else value).cpu().numpy()
