@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from dns_onnx.errors import CheckpointError, TrainingError
+from dns_onnx.granularity import AnyGrain, Blocks, Channels, Elements, NOfM
 from dns_onnx.masks import Masked, chunks
 
 LOWER_EDGE = 0.9  # a = 0.9 t: a kept entry at or below it is cut
 UPPER_EDGE = 1.1  # b = 1.1 t: a cut entry above it is spliced back
+ELEMENTS = Elements()
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,17 @@ def mean_and_std(kept: Sequence[Tensor]) -> tuple[float, float]:
     return mu, math.sqrt(max(square - mu * mu, 0.0))
 
 
-def prune_and_splice(weight: Tensor, mask: Tensor, a: float, b: float) -> None:
+def prune_and_splice(weight: Tensor, mask: Tensor, a: float | Tensor, b: float | Tensor) -> None:
     """Update `mask` in place: kept entries with |w| <= a are cut, cut ones with |w| > b come back.
 
-    weight: any shape, not changed.  mask: bool, same shape.  Needs a <= b.
+    weight: any shape, not changed.  mask: bool, same shape.  a <= b: numbers, or scalars on the
+    weight's device, which is then not waited for.
     Source: the paper, equation 3 (with the authors' code at the edges).
     """
     # NumPy compares and combines on the CPU more than twice as fast as torch does
     plain = weight.device.type == "cpu" and weight.dtype != torch.bfloat16
+    if plain:
+        a, b = float(a), float(b)
     for w, m in chunks(weight, mask):
         if plain:
             _cut_and_splice(w.numpy(), m.numpy(), a, b)
@@ -86,7 +91,7 @@ def prune_and_splice(weight: Tensor, mask: Tensor, a: float, b: float) -> None:
         torch.autograd.graph.increment_version(mask)
 
 
-def _cut_and_splice(w: Any, m: Any, a: float, b: float) -> None:
+def _cut_and_splice(w: Any, m: Any, a: float | Tensor, b: float | Tensor) -> None:
     """The rule, in place, on NumPy arrays and on tensors alike."""
     magnitude = abs(w)
     # as a <= b, "above b, or kept and above a" is the whole rule
@@ -103,28 +108,73 @@ class LayerSurgery:
     None before.
     """
 
-    def __init__(self, name: str, tensors: Sequence[Masked], schedule: Schedule) -> None:
+    def __init__(
+        self, name: str, tensors: Sequence[Masked], schedule: Schedule, grain: AnyGrain = ELEMENTS
+    ) -> None:
         self.name = name
         self.key = tensors[0].name
         self.tensors = list(tensors)
         self.schedule = schedule
+        self.grain = grain
         self.mu: float | None = None
         self.std: float | None = None
 
     def thresholds(self, iteration: int) -> tuple[float, float]:
         """(a, b) at this iteration; measures mu and std the first time."""
         if self.mu is None or self.std is None:
-            self.mu, self.std = mean_and_std([w.effective() for w in self.tensors])
+            kept = [grain.magnitudes(w.effective()) for w, _, grain in self.parts()]
+            self.mu, self.std = mean_and_std(kept)
         t = max(self.mu + self.schedule.c_rate_at(iteration) * self.std, 0.0)
         return LOWER_EDGE * t, UPPER_EDGE * t
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:
         """Cut and splice once, whatever the draw."""
+        if isinstance(self.grain, NOfM):
+            return self.keep_of_m(min((iteration + 1) / max(self.schedule.ramp_iters, 1), 1.0))
         a, b = self.thresholds(iteration)
+        self.cut_and_splice(a, b)
+
+    @torch.no_grad()
+    def cut_and_splice(self, a: float | Tensor, b: float | Tensor) -> None:
+        """The rule with these edges, on entries or on groups of them."""
+        for tensor, mask, grain in self.parts():
+            if isinstance(grain, Elements):
+                prune_and_splice(tensor.weight.detach(), mask, a, b)
+            else:
+                groups = grain.groups(mask).clone()
+                prune_and_splice(grain.magnitudes(tensor.weight.detach()), groups, a, b)
+                self.set_groups(groups)
+
+    @torch.no_grad()
+    def set_groups(self, groups: Tensor) -> None:
+        """Keep these groups of the weight; where channels are cut, biases go with them."""
+        weight, *biases = self.tensors
+        if weight.mask is not None and not isinstance(self.grain, NOfM):
+            weight.mask.copy_(self.grain.entries(groups, weight.mask))
+        for bias in biases if isinstance(self.grain, Channels) else []:
+            if bias.mask is not None and bias.mask.numel() == groups.numel():
+                bias.mask.copy_(groups.view_as(bias.mask))
+
+    @torch.no_grad()
+    def keep_of_m(self, progress: float) -> None:
+        """Come down from M of M to N of M as `progress` goes from 0 to 1 (granularity N:M)."""
+        weight, grain = self.tensors[0], self.grain
+        if isinstance(grain, NOfM) and weight.mask is not None:
+            keep = grain.m - math.floor((grain.m - grain.n) * progress)
+            bonus = UPPER_EDGE / LOWER_EDGE
+            weight.mask.copy_(grain.choose(weight.weight.detach(), weight.mask, keep, bonus))
+
+    def parts(self) -> Iterator[tuple[Masked, Tensor, Elements | Blocks | Channels]]:
+        """(holder, its mask, what is cut as one): what thresholds decide about."""
         for tensor in self.tensors:
-            if tensor.mask is not None:
-                prune_and_splice(tensor.weight.detach(), tensor.mask, a, b)
+            if tensor.mask is None:
+                continue
+            if tensor is self.tensors[0]:
+                if not isinstance(self.grain, NOfM):
+                    yield tensor, tensor.mask, self.grain
+            elif not isinstance(self.grain, Channels | NOfM):
+                yield tensor, tensor.mask, ELEMENTS
 
     def kept(self) -> int:
         """Number of entries that are kept now."""
@@ -166,6 +216,9 @@ class Surgery:
                 layer.update(iteration)
                 fired.append(layer.name)
         return fired
+
+    def listen(self, iteration: int) -> None:
+        """Called between the backward pass and the update of the weights: nothing to learn here."""
 
     def frozen_at(self) -> int:
         """First iteration from which no mask changes any more."""

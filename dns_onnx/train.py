@@ -98,6 +98,7 @@ class Run:
                 loss = self.objective.loss(self.model(*inputs), inputs, targets)
                 self.optimizer.torch.zero_grad()
                 loss.backward()
+                self.surgery.listen(i)
                 rate = self.optimizer.step(i, iterations)
                 self.journal.add(loss)
                 self.iteration = i + 1

@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"dns_onnx.errors", "dns_onnx.entry"},
     {"dns_onnx.masks", "dns_onnx.checkpoint", "dns_onnx.config", "dns_onnx.interrupt"},
-    {"dns_onnx.data", "dns_onnx.surgery", "dns_onnx.solver", "dns_onnx.converters",
-     "dns_onnx.runtime"},
+    {"dns_onnx.granularity"},
+    {"dns_onnx.data", "dns_onnx.surgery", "dns_onnx.targets", "dns_onnx.solver",
+     "dns_onnx.converters", "dns_onnx.runtime"},
     {"dns_onnx.sources", "dns_onnx.attach", "dns_onnx.losses", "dns_onnx.objective",
      "dns_onnx.journal", "dns_onnx.train", "dns_onnx.prepare"},
     {"dns_onnx.pipeline", "dns_onnx.demo"},

@@ -1,0 +1,274 @@
+"""Targets instead of thresholds: how many connections shall stay decides where each layer cuts.
+
+Every layer cuts at the same price.  To second order, cutting an entry w of layer l raises the loss
+by F_l w^2 / 2, with F_l the mean squared gradient over the layer's kept entries (the empirical
+Fisher information, one number a layer).  So t_l = price / sqrt(F_l), and the price is the one at
+which the wanted number of entries stays.  F_l and with it every threshold move while the network
+trains; cutting and splicing stay those of the paper.
+
+Source: LeCun, Denker, Solla, "Optimal Brain Damage", NIPS 1989 (the price of an entry); Zhu and
+Gupta, "To prune, or not to prune", 2017 (the cubic descent to the goal).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dns_onnx.errors import CheckpointError
+from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE, LayerSurgery, Surgery
+
+PRICE_EVERY = 20  # iterations between two settings of the thresholds
+LISTEN_EVERY = 5  # iterations between two readings of the gradients
+MEMORY = 0.99  # of F_l, from one reading to the next
+BINS = 8192  # of the histogram that finds a price: each 0.9 % wide
+LOWEST, HIGHEST = -80.0, 20.0  # log2 of the scores that it tells apart
+LAYERS_AT_ONCE = 8  # deeper networks are cut group by group
+LEAST_SHARE = 1e-4  # of a layer that is never cut, lest the layer closes
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How many entries of a group of layers shall stay.
+
+    layers: their keys.  kept: entries, weights and biases together.
+    """
+
+    layers: tuple[str, ...]
+    kept: int
+
+
+@dataclass(frozen=True)
+class Descent:
+    """When the goal is approached.
+
+    iter_stop: from this iteration on the masks are frozen.  ramp_iters: the goal is reached here;
+    until iter_stop entries are still exchanged.  gamma, power: how updates become rarer, as in
+    `Schedule`.
+    """
+
+    iter_stop: int
+    ramp_iters: int
+    gamma: float = 1e-4
+    power: float = 1.0
+
+    def probability(self, iteration: int) -> float:
+        """Chance that the masks are updated at this iteration."""
+        return math.pow(1.0 + self.gamma * iteration, -self.power)
+
+
+class TargetSurgery(Surgery):
+    """Surgery whose thresholds follow from how many entries shall stay.
+
+    goals: each layer in exactly one of them.  Besides `step`, call `listen(i)` between the backward
+    pass and the update of the weights.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerSurgery], seed: int, goals: Sequence[Goal], descent: Descent
+    ) -> None:
+        super().__init__(layers, seed)
+        self.goals, self.descent = list(goals), descent
+        device = layers[0].tensors[0].weight.device
+        self.fisher = {x.key: torch.zeros((), dtype=torch.float64, device=device) for x in layers}
+        self.t: dict[str, Tensor] = {}  # the thresholds, scalars on the device
+        self.readings = 0
+        self.first_kept = {x.key: x.kept() for x in layers}  # where the descent starts
+        self.starts = _starts([x.key for x in layers])
+
+    # ------------------------------------------------------------------ during training
+
+    @torch.no_grad()
+    def listen(self, iteration: int) -> None:
+        """Read the gradients: F_l as a moving average over the iterations."""
+        if iteration % LISTEN_EVERY or iteration >= self.descent.iter_stop:
+            return
+        self.readings += 1
+        for layer in self.layers:
+            found = mean_square_gradient(layer)
+            self.fisher[layer.key].mul_(MEMORY).add_(found, alpha=1 - MEMORY)
+
+    def step(self, iteration: int) -> list[str]:
+        """Cut and splice where the draws say so; at the last iteration before the stop, exactly."""
+        stop = self.descent.iter_stop
+        if iteration >= stop or not self.readings:
+            return []
+        last = iteration == stop - 1
+        if last or iteration % PRICE_EVERY == 0 or not self.t:
+            for goal in self.goals:
+                self._price(goal, iteration, exact=last)
+        if last:
+            return [layer.name for layer in self.layers]
+        draws = np.random.default_rng([self.seed, iteration]).random(len(self.layers))
+        fired = []
+        for layer, draw in zip(self.layers, draws, strict=True):
+            progress = self.progress(layer.key, iteration)
+            if progress > 0 and self.descent.probability(iteration) > draw:
+                if layer.key in self.t:
+                    t = self.t[layer.key]
+                    layer.cut_and_splice(LOWER_EDGE * t, UPPER_EDGE * t)
+                layer.keep_of_m(progress)
+                fired.append(layer.name)
+        return fired
+
+    @torch.no_grad()
+    def _price(self, goal: Goal, iteration: int, exact: bool) -> None:
+        """Set the thresholds of the goal's layers; `exact`: cut them to the goal at once."""
+        progress = {key: self.progress(key, iteration) for key in goal.layers}
+        begun = [x for x in self.layers if progress.get(x.key, 0.0) > 0]
+        if exact:
+            for layer in begun:
+                layer.keep_of_m(1.0)
+        chosen = [x for x in begun if any(x.parts())]
+        if not chosen:
+            return
+        wanted = math.floor(sum(self._wanted(x, goal, progress[x.key]) for x in chosen))
+        scales = {x.key: self._scale(x, progress[x.key]) for x in chosen}
+        if exact:
+            keep_dearest(chosen, scales, wanted)
+        found = thresholds(chosen, scales, wanted)
+        self.t.update({x.key: t for x, t in zip(chosen, found, strict=True)})
+
+    def progress(self, key: str, iteration: int) -> float:
+        """How far a layer's descent has come, 0 to 1; groups of a deep network start in turn."""
+        first, length = self.starts[key]
+        at = iteration / max(self.descent.ramp_iters, 1)
+        return min(max((at - first) / length, 0.0), 1.0)
+
+    def _wanted(self, layer: LayerSurgery, goal: Goal, progress: float) -> float:
+        """Entries of the layer that would stay now if all layers came down alike."""
+        first = self.first_kept[layer.key]
+        end = first * goal.kept / max(sum(self.first_kept[key] for key in goal.layers), 1)
+        return end + (first - end) * (1.0 - progress) ** 3
+
+    def _scale(self, layer: LayerSurgery, progress: float) -> Tensor:
+        """What turns |w| into its price."""
+        fisher = self.fisher[layer.key].clamp_min(torch.finfo(torch.float32).tiny)
+        return fisher.sqrt() / (1.0 - (1.0 - progress) ** 3)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def frozen_at(self) -> int:
+        """First iteration from which no mask changes any more."""
+        return self.descent.iter_stop
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, as JSON values."""
+        return {
+            "readings": self.readings,
+            "layers": {
+                key: {
+                    "fisher": float(f),
+                    "first_kept": self.first_kept[key],
+                    "t": float(self.t[key]) if key in self.t else None,
+                }
+                for key, f in self.fisher.items()
+            },
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up `state`."""
+        if sorted(state.get("layers", {})) != sorted(self.fisher):
+            raise CheckpointError(
+                f"surgery state: expected the layers {sorted(self.fisher)}, got another set; "
+                "resume with the configuration that the run was started with"
+            )
+        self.readings = state["readings"]
+        for key, values in state["layers"].items():
+            self.fisher[key].fill_(values["fisher"])
+            self.first_kept[key] = values["first_kept"]
+            if values["t"] is not None:
+                self.t[key] = torch.full_like(self.fisher[key], values["t"])
+
+
+def mean_square_gradient(layer: LayerSurgery) -> Tensor:
+    """F_l: the mean squared gradient over the layer's kept entries, float64, on the device."""
+    total = torch.zeros((), dtype=torch.float64, device=layer.tensors[0].weight.device)
+    kept = torch.zeros_like(total)
+    for holder, mask, _ in layer.parts():
+        if holder.weight.grad is not None:
+            total += (holder.weight.grad.float() * mask).square().sum()
+            kept += mask.sum()
+    return total / kept.clamp_min(1)
+
+
+def thresholds(
+    layers: Sequence[LayerSurgery], scales: Mapping[str, Tensor], wanted: int
+) -> list[Tensor]:
+    """One t for each layer such that about `wanted` entries lie above; never waits for the device.
+
+    scales: what turns a layer's magnitudes into prices.
+    """
+    tops = []  # for each layer: how many entries lie in this bin of prices or above
+    for layer in layers:
+        counts: Tensor | int = 0
+        for holder, _, grain in layer.parts():
+            magnitudes = grain.magnitudes(holder.weight.detach()).float()
+            prices = (magnitudes * scales[layer.key].float()).log2_()
+            counts = counts + grain.size(holder.weight) * torch.histc(prices, BINS, LOWEST, HIGHEST)
+        tops.append(torch.as_tensor(counts).flip(0).cumsum(0).flip(0).expand(BINS))
+    # the lowest edge that has no more than the wanted number above it
+    price = _edge((torch.stack(tops).sum(0) > wanted).sum())
+    found = []
+    for layer, top in zip(layers, tops, strict=True):
+        # the highest price that still leaves the layer its few, cut ones that must come back too
+        highest = _edge((top >= _least(layer)).sum() - 1) / UPPER_EDGE
+        found.append(torch.minimum(price, highest) / scales[layer.key])
+    return found
+
+
+def _edge(index: Tensor) -> Tensor:
+    """The lower edge of a bin of the histogram, a price."""
+    return torch.exp2(LOWEST + index.double() * (HIGHEST - LOWEST) / BINS)
+
+
+def keep_dearest(layers: Sequence[LayerSurgery], scales: Mapping[str, Tensor], wanted: int) -> None:
+    """Masks that keep the entries of highest price, `wanted` of them at most, and no others.
+
+    Before all others come the few in each layer that are never cut.
+    """
+    prices, sizes = [], []
+    for layer in layers:
+        found = [g.magnitudes(h.weight.detach()).double().flatten() for h, _, g in layer.parts()]
+        price = torch.cat(found) * scales[layer.key]
+        size = torch.cat([torch.full_like(x, p[2].size(p[0].weight))
+                          for x, p in zip(found, layer.parts(), strict=True)])  # fmt: skip
+        first = price.topk(math.ceil(_least(layer) / int(size.max()))).indices
+        prices.append(price.scatter(0, first, math.inf))
+        sizes.append(size)
+    order = torch.cat(prices).argsort(descending=True, stable=True)
+    above = torch.cat(sizes)[order].cumsum(0) <= wanted
+    chosen = torch.zeros_like(above).scatter_(0, order, above)
+    for layer, kept in zip(layers, chosen.split([len(p) for p in prices]), strict=True):
+        for holder, mask, grain in list(layer.parts()):
+            shape = grain.magnitudes(holder.weight.detach()).shape
+            groups, kept = kept[: shape.numel()].view(shape), kept[shape.numel() :]
+            if holder is layer.tensors[0]:
+                layer.set_groups(groups)
+            else:
+                mask.copy_(groups)
+
+
+def _least(layer: LayerSurgery) -> int:
+    """Entries of a layer that are never cut."""
+    return max(math.ceil(LEAST_SHARE * layer.size()), 1)
+
+
+def _starts(keys: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """(where in the descent it begins, how long it takes) of each layer, as shares of the ramp.
+
+    Up to LAYERS_AT_ONCE layers come down together; deeper networks in groups from the input to the
+    output, each group starting when the one before is half done.
+    """
+    groups = math.ceil(len(keys) / LAYERS_AT_ONCE)
+    length = 2.0 / (groups + 1)
+    return {
+        key: (index * groups // len(keys) * length / 2, length if groups > 1 else 1.0)
+        for index, key in enumerate(keys)
+    }
