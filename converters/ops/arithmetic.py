@@ -80,13 +80,25 @@ def _unsigned_quotient(a: Tensor, b: Tensor) -> Tensor:
 
 @op("Pow", 1, 7, 12, 13, 15)
 def pow_(x: Tensor, y: Tensor, *, axis: int | None = None, broadcast: int = 0) -> Tensor:
-    """X to the power of Y, in X's type.  Source: ONNX operators, Pow 1-15."""
+    """X to the power of Y, in X's type.
+
+    The gradient in Y is X^Y ln X where X > 0 and zero elsewhere, where the logarithm is not real.
+    Source: ONNX operators, Pow 1-15.
+    """
     y = aligned(x, y, axis, broadcast)
     if x.dtype in (torch.int32, torch.int64) and y.is_floating_point():
         return torch.pow(x.to(torch.float64), y).to(x.dtype)
     if x.is_floating_point():
-        return torch.pow(x, y.to(x.dtype))
+        return _float_power(x, y.to(x.dtype))
     return torch.pow(x.to(torch.int64), y.to(torch.int64)).to(x.dtype)
+
+
+def _float_power(x: Tensor, y: Tensor) -> Tensor:
+    if not (y.requires_grad and torch.is_grad_enabled()):
+        return torch.pow(x, y)
+    positive = x > 0
+    real = torch.pow(torch.where(positive, x, 1), y)
+    return torch.where(positive, real, torch.pow(torch.where(positive, 1, x), y.detach()))
 
 
 @op("Mod", 10, 13, 28)

@@ -72,7 +72,9 @@ def grid_sample(
     rank = x.dim() - 2
     kind = _TORCH_MODE.get(mode, "cubic")
     if kind != "cubic" and rank in (2, 3):
-        return F.grid_sample(x, grid, kind, padding_mode, bool(align_corners))
+        wide = torch.promote_types(x.dtype, grid.dtype)  # the two operands' types are free
+        read = F.grid_sample(x.to(wide), grid.to(wide), kind, padding_mode, bool(align_corners))
+        return read.to(x.dtype)
     places = [
         _unnormalised(grid[..., rank - 1 - axis], x.shape[2 + axis], align_corners)
         for axis in range(rank)
