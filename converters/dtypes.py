@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import ml_dtypes
 import numpy as np
 import torch
@@ -114,22 +116,38 @@ def proto_to_torch(proto: TensorProto) -> Tensor | np.ndarray:
     """The tensor that a TensorProto holds.
 
     External data (at the absolute path that the reader left) are mapped into memory copy-on-write,
-    so that a large weight is never held twice.
+    so that a large weight is never held twice; those marked "copied", which lie in the model's own
+    file, are read from there, as the file may be written anew while the tensor lives.
     Raises ValueError if the data do not fill the shape.
     """
+    plain = proto.data_type in _RAW
     if proto.data_location == TensorProto.EXTERNAL:
-        return to_torch(_mapped(proto))
-    if proto.data_type in _RAW and proto.HasField("raw_data"):
+        info = {entry.key: entry.value for entry in proto.external_data}
+        return _read(proto, info) if plain and "copied" in info else to_torch(_mapped(proto, info))
+    if plain and proto.HasField("raw_data"):
         # into memory of torch's own, which is aligned for its kernels
-        made = torch.empty(tuple(proto.dims), dtype=_TORCH[proto.data_type])
+        made = _empty(proto)
         raw = np.frombuffer(proto.raw_data, _RAW[proto.data_type])
         np.copyto(made.numpy(), raw.reshape(made.shape))
         return made
     return to_torch(numpy_helper.to_array(proto))
 
 
-def _mapped(proto: TensorProto) -> np.ndarray:
-    info = {entry.key: entry.value for entry in proto.external_data}
+def _empty(proto: TensorProto) -> Tensor:
+    return torch.empty(tuple(proto.dims), dtype=_TORCH[proto.data_type])
+
+
+def _read(proto: TensorProto, info: dict[str, str]) -> Tensor:
+    made = _empty(proto)
+    target = made.numpy().reshape(-1)
+    with open(info["location"], "rb") as file:
+        file.seek(int(info["offset"]))
+        if file.readinto(target.view(np.uint8)) != int(info["length"]):
+            raise ValueError(f"'{proto.name}': the file ends before its data do")
+    return made if sys.byteorder == "little" else torch.from_numpy(target.byteswap()).view_as(made)
+
+
+def _mapped(proto: TensorProto, info: dict[str, str]) -> np.ndarray:
     offset, length = int(info["offset"]), int(info["length"])
     dtype = helper.tensor_dtype_to_np_dtype(proto.data_type)
     if dtype.name in _WIDER:

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, inliner
 
 from dns_onnx.converters.encodings import is_encoded, to_dense
+from dns_onnx.converters.wire import Span, without_large_tensors
 from dns_onnx.errors import ModelError
 
 # Tensors above this size are left out of the copy that shape inference works on.
@@ -26,11 +27,12 @@ def read_model(
 
     source: a path, or a ModelProto (which is left as it is).
     load_data: make it a model of its own, external data read into it.  False is for reading only:
-    large tensors stay in their files, with the location rewritten to an absolute path that lies
-    inside the model's folder, and a ModelProto may come back itself.
+    large tensors stay in their files (the model's own is one), with the location rewritten to an
+    absolute path that lies inside the model's folder, and a ModelProto may come back itself.
     Raises ModelError for a file that is missing, empty, truncated or no ONNX model, and for
     external data that are missing, too short, or outside the model's folder.
     """
+    cut: set[Span] = set()
     if isinstance(source, ModelProto):
         model, where, folder = source, "ModelProto", None
         if load_data:
@@ -38,12 +40,12 @@ def read_model(
             model.CopyFrom(source)
     else:
         path = Path(source)
-        model = _parse(path)
+        model, cut = _parse(path, load_data)
         where, folder = str(path), path.parent
     external = _check_structure(model, where)
     encoded = is_encoded(model)
     for tensor in external:
-        _resolve_tensor(tensor, where, folder, load_data or encoded)
+        _resolve_tensor(tensor, where, folder, cut, load_data or encoded)
     return to_dense(model) if encoded else model
 
 
@@ -96,22 +98,27 @@ def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
         yield from tensors(graph)
 
 
-def _parse(path: Path) -> ModelProto:
+def _parse(path: Path, load_data: bool) -> tuple[ModelProto, set[Span]]:
+    """The model in a file, and where the data lie that were left there."""
+    cut: set[Span] = set()
+    data = b""
     try:
-        data = path.read_bytes()
+        if load_data:
+            data = path.read_bytes()
+        else:
+            data, cut = without_large_tensors(path)
+        if not data:
+            raise ModelError(f"{path}: expected an ONNX model, got an empty file; copy it again")
+        model = ModelProto()
+        model.ParseFromString(data)
     except OSError as error:
         raise ModelError(f"{path}: expected a readable ONNX file, got {error.strerror}") from None
-    if not data:
-        raise ModelError(f"{path}: expected an ONNX model, got an empty file; copy it again")
-    model = ModelProto()
-    try:
-        model.ParseFromString(data)
     except (DecodeError, ValueError, RuntimeError):
         raise ModelError(
-            f"{path}: expected an ONNX model, got {len(data)} bytes that do not parse as one; "
-            "the file is truncated or of another kind"
+            f"{path}: expected an ONNX model, got {path.stat().st_size} bytes that do not parse as "
+            "one; the file is truncated or of another kind"
         ) from None
-    return model
+    return model, cut
 
 
 def _check_structure(model: ModelProto, where: str) -> list[TensorProto]:
@@ -137,11 +144,19 @@ def _check_structure(model: ModelProto, where: str) -> list[TensorProto]:
     return external
 
 
-def _resolve_tensor(tensor: TensorProto, where: str, folder: Path | None, load: bool) -> None:
-    """Check one external tensor and read it, or point it at its absolute path."""
+def _resolve_tensor(
+    tensor: TensorProto, where: str, folder: Path | None, cut: set[Span], load: bool
+) -> None:
+    """Check one external tensor and read it, or point it at its absolute path.
+
+    cut: the places in the model's own file where data of the model lie.
+    """
     at = f"{where}: tensor '{tensor.name}'"
     info = {entry.key: entry.value for entry in tensor.external_data}
-    path = _external_path(at, info.get("location", ""), folder)
+    own = (
+        info.get("location") == where and (_number(info, "offset"), _number(info, "length")) in cut
+    )
+    path = Path(where) if own else _external_path(at, info.get("location", ""), folder)
     try:
         offset = int(info.get("offset", 0))
         size = path.stat().st_size
@@ -149,6 +164,8 @@ def _resolve_tensor(tensor: TensorProto, where: str, folder: Path | None, load: 
     except (ValueError, OSError) as error:
         raise ModelError(f"{at}: expected readable external data, got {error}") from None
     wanted = _byte_length(tensor)
+    if own and length != wanted:
+        raise ModelError(f"{at}: expected {wanted} bytes of raw data for its shape, got {length}")
     if offset < 0 or length < wanted or offset + wanted > size:
         raise ModelError(
             f"{at}: expected {wanted} bytes of external data at offset {offset} of '{path.name}', "
@@ -162,8 +179,14 @@ def _resolve_tensor(tensor: TensorProto, where: str, folder: Path | None, load: 
         del tensor.external_data[:]
         return
     del tensor.external_data[:]
-    for key, value in (("location", str(path)), ("offset", str(offset)), ("length", str(wanted))):
+    known = {"location": os.path.abspath(path), "offset": str(offset), "length": str(wanted)}
+    for key, value in (known | {"copied": "yes"} if own else known).items():
         tensor.external_data.add(key=key, value=value)
+
+
+def _number(info: dict[str, str], key: str) -> int:
+    text = info.get(key, "")
+    return int(text) if text.isdecimal() else -1
 
 
 def _external_path(at: str, location: str, folder: Path | None) -> Path:
