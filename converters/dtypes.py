@@ -142,7 +142,7 @@ def _read(proto: TensorProto, info: dict[str, str]) -> Tensor:
     target = made.numpy().reshape(-1)
     with open(info["location"], "rb") as file:
         file.seek(int(info["offset"]))
-        if file.readinto(memoryview(target.view(np.uint8))) != int(info["length"]):
+        if file.readinto(target.view(np.uint8).data) != int(info["length"]):
             raise ValueError(f"'{proto.name}': the file ends before its data do")
     return made if sys.byteorder == "little" else torch.from_numpy(target.byteswap()).view_as(made)
 
