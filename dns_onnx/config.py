@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -268,6 +269,23 @@ def parse_config(values: Mapping[str, Any], where: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(where, e) for e in error.errors())) from None
+
+
+def to_toml(config: Config) -> str:
+    """The whole configuration as a file that `load_config` reads back as the same."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    tables = {k: v for k, v in values.items() if isinstance(v, dict)}
+    rules = values.pop("layer")
+    lines = [_toml_line(k, v) for k, v in values.items() if k not in tables]
+    named = [(f"[{k}]", table) for k, table in tables.items()]
+    for head, table in [*named, *(("[[layer]]", rule) for rule in rules)]:
+        lines += ["", head, *(_toml_line(k, v) for k, v in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_line(key: str, value: Any) -> str:
+    # JSON's numbers, strings, booleans and lists are TOML's too, but for DEL in a string
+    return f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
 
 
 def _explain(where: str, error: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dns_onnx.errors import ConfigError
+from dns_onnx.errors import CheckpointError, ConfigError
 from dns_onnx.surgery import Surgery
 
 LOG = "log.jsonl"
@@ -185,6 +185,26 @@ class Journal:
             mask.copy_(unpacked(tensors[f"seen.{name}"], mask))
         for name, mask in self.once_cut.items():
             mask.copy_(unpacked(tensors[f"once_cut.{name}"], mask))
+
+
+def read_log(folder: Path) -> list[Progress]:
+    """The looks that a run has logged; none where it has no log.
+
+    Raises CheckpointError where the log is not one of ours.
+    """
+    path = folder / LOG
+    if not path.exists():
+        return []
+    try:
+        looks = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return [
+            Progress(**{**look, "layers": {k: Change(**v) for k, v in look["layers"].items()}})
+            for look in looks
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: expected a log of this version, got {error}; start anew in another --run-dir"
+        ) from None
 
 
 def packed(mask: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from dns_onnx.prepare import (
     torch_device,
 )
 from dns_onnx.runtime.check import Check, check
+from dns_onnx.runtime.metrics import Metric
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import model_files
 from dns_onnx.train import Outcome, Run, eval_batch
@@ -62,8 +63,12 @@ class Result:
 
     started_at: the iteration that it was resumed at, 0 where it was not.
     metric_source: where the metric was read: "eval", "held-out" or "training" data.
+    objective: what was learned and what it is judged by, in words.
+    metric: what the result is judged by.  max_drop: how much worse it may be, None if no matter.
+    fingerprint: digests of the model and the data.
     """
 
+    model: Path
     path: Path
     config: Config
     device: str
@@ -75,6 +80,10 @@ class Result:
     check: Check
     metric_source: str
     run_dir: Path
+    objective: str
+    metric: Metric
+    max_drop: float | None
+    fingerprint: dict[str, Any]
 
 
 def compress(
@@ -151,8 +160,9 @@ def compress(
         max_drop=max_drop, seconds=bench_seconds,
     )  # fmt: skip
     return Result(
-        out, config, str(where), started_at, outcome, layer_results(run), prepared.spared, export,
-        found, source, run.folder,
+        Path(model), out, config, str(where), started_at, outcome, layer_results(run),
+        prepared.spared, export, found, source, run.folder, run.objective.said,
+        run.objective.metric, max_drop, run.fingerprint,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def machine() -> dict[str, str]:
     return {
         "cpu": _cpu_name(),
         "cores": str(os.cpu_count()),
+        "system": platform.platform(terse=True),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "dns-onnx": version("dns-onnx"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "onnx": onnx.__version__,

@@ -67,6 +67,7 @@ def test_compress_writes_model_report_and_run_folder(small: Path, cli) -> None:
     assert report["check"]["total"] == 8 * 32 + 32 + 4 * 32 + 4
     assert {row["name"] for row in report["tensors"]} >= {"fc1.w", "fc2.w"}
     assert "## Layers" in (small / "rep" / "report.md").read_text()
+    assert "--seed 3" in (small / "rep" / "index.html").read_text()
     assert (small / "small.run" / "log.jsonl").exists()
 
 

@@ -22,6 +22,7 @@ LAYERS = [
      "dns_onnx.journal", "dns_onnx.train", "dns_onnx.prepare"},
     {"dns_onnx.pipeline", "dns_onnx.demo"},
     {"dns_onnx.report"},
+    {"dns_onnx.page"},
     {"dns_onnx.cli"},
     {"dns_onnx.__main__"},
 ]  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from dns_onnx import report
-from dns_onnx.cli.console import out, print_verdict, show, training_progress
+from dns_onnx import page, report
+from dns_onnx.cli.console import command_line, out, print_verdict, show, training_progress
 from dns_onnx.config import Config, load_config, load_recipe, recipes
 from dns_onnx.converters.exporter import Export
 from dns_onnx.errors import ConfigError
@@ -42,6 +42,9 @@ class Values(StrEnum):
 
 
 VALUES_HELP = "how kept values are stored (csr, portable); float16 and int8 lose precision"
+REPORT_HELP = (
+    "write a page of figures there (index.html), the same as JSON and Markdown, config.toml"
+)
 DROP_HELP = "remove units that died, where the result is provably the same"
 
 
@@ -99,7 +102,7 @@ def command(
         bool, typer.Option("--drop-dead", help=DROP_HELP)
     ] = False,
     report_dir: Annotated[
-        Path | None, typer.Option("--report", help="write report.json and report.md there")
+        Path | None, typer.Option("--report", help=REPORT_HELP)
     ] = None,
     tensorboard: Annotated[
         Path | None, typer.Option(help="write TensorBoard events there", metavar="DIR")
@@ -128,6 +131,7 @@ def command(
         out.print(said, markup=False)
     if report_dir is not None:
         report.write(result, report_dir)
+        page.write(result, report_dir, command_line())
     print_result(result)
     if not result.check.ok:
         raise typer.Exit(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,11 @@ def print_verdict(check: Check) -> None:
         out.print(sentence, markup=False)
     for problem in check.problems:
         out.print(f"MISSED: {problem}", style="red", markup=False)
+
+
+def command_line() -> str:
+    """The line that starts this program's work anew, as a shell takes it."""
+    return shlex.join(["dns-onnx", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated
 import torch
 import typer
 
-from dns_onnx import demo, report
+from dns_onnx import demo, page, report
 from dns_onnx.cli.compress import print_result
-from dns_onnx.cli.console import out, training_progress
+from dns_onnx.cli.console import command_line, out, training_progress
 from dns_onnx.pipeline import compress
 
 NAME = "demo"
@@ -32,6 +32,7 @@ def command(
             config=demo.settings(seed), observe=observe,
         )  # fmt: skip
     report.write(result, folder / "report")
+    page.write(result, folder / "report", command_line())
     print_result(result)
     if not result.check.ok:
         raise typer.Exit(1)

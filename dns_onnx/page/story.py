@@ -1,0 +1,184 @@
+"""Everything that the page tells: the result, the run's log, the search's trials, the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from dns_onnx.converters.reader import read_model
+from dns_onnx.errors import ExportError
+from dns_onnx.journal import Change, Progress, read_log
+from dns_onnx.pipeline import LayerResult, Result
+from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE
+
+TRIALS = "trials.jsonl"
+BINS = 60
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One try of a search.  metric, original_metric: on held-out data.  drop: as `Metric.drop`."""
+
+    trial: int
+    ratio: float
+    kept: int
+    size: int
+    metric: float | None
+    metric_name: str
+    original_metric: float | None
+    drop: float | None
+    accepted: bool
+    iterations: int
+    seconds: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    layers: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, in one word or two."""
+        if self.accepted:
+            return "accepted"
+        return "rolled back" if "rolled back" in self.note else "rejected"
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Weights of one layer under surgery, biases aside: how many lie in each bin.
+
+    edges: one more than there are bins.  before: all entries of the original.  after: the nonzeros
+    of the result.  a, b: the edges of the threshold at the end; None where it was never measured.
+    """
+
+    name: str
+    edges: list[float]
+    before: list[int]
+    after: list[int]
+    a: float | None
+    b: float | None
+
+
+@dataclass(frozen=True)
+class Story:
+    """What there is to tell about one compression.  command: the line that started it."""
+
+    result: Result
+    command: str | None
+    looks: list[Progress]
+    trials: list[Trial]
+    histograms: list[Histogram]
+
+    @property
+    def frozen_at(self) -> int | None:
+        """The first look at which no mask changed any more."""
+        quiet = None
+        for look in reversed(self.looks):
+            if any(c.cut or c.spliced for c in look.layers.values()):
+                break
+            quiet = look.iteration
+        return quiet
+
+    def totals(self) -> dict[str, Change]:
+        """Over the whole run, by layer: kept and returned at its end, cut and spliced in all."""
+        found = {}
+        for name, last in self.looks[-1].layers.items() if self.looks else ():
+            changes = [look.layers[name] for look in self.looks]
+            cut, spliced = sum(c.cut for c in changes), sum(c.spliced for c in changes)
+            found[name] = Change(last.kept, cut, spliced, last.returned)
+        return found
+
+
+def gather(result: Result, command: str | None = None) -> Story:
+    """Read what the run left behind.
+
+    Raises ExportError where a file of it is not what it should be.
+    """
+    return Story(
+        result, command, read_log(result.run_dir), read_trials(result.run_dir), histograms(result)
+    )
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """The trials of a search, in order; none where there was no search."""
+    path = folder / TRIALS
+    if not path.exists():
+        return []
+    known = {f.name for f in fields(Trial)}
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return [Trial(**{k: v for k, v in row.items() if k in known}) for row in rows]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path}: expected one trial a line, got {error}") from None
+
+
+def histograms(result: Result) -> list[Histogram]:
+    """The weights of each layer under surgery, before and after."""
+    before, after = _arrays(result.model), _arrays(result.path)
+    return [
+        _histogram(layer, before[layer.weight], after.get(layer.weight, np.zeros(0)))
+        for layer in result.layers
+        if layer.weight in before
+    ]
+
+
+def _histogram(layer: LayerResult, before: NDArray[Any], after: NDArray[Any]) -> Histogram:
+    old = before.astype(np.float64).ravel()
+    new = after.astype(np.float64)[after != 0]
+    a, b = _threshold(layer)
+    finite = np.concatenate([old[np.isfinite(old)], new, [b or 0.0]])
+    reach = float(np.abs(finite).max()) or 1.0
+    edges = np.linspace(-reach, reach, BINS + 1)
+    counts = [np.histogram(x, edges)[0].tolist() for x in (old, new)]
+    return Histogram(layer.name or layer.weight, edges.tolist(), counts[0], counts[1], a, b)
+
+
+def _threshold(layer: LayerResult) -> tuple[float | None, float | None]:
+    """(a, b) at the end of the run."""
+    if layer.mu is None or layer.std is None:
+        return None, None
+    t = max(layer.mu + layer.c_rate * layer.std, 0.0)
+    return LOWER_EDGE * t, UPPER_EDGE * t
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    return {i.name: numpy_helper.to_array(i) for i in read_model(path).graph.initializer}
+
+
+def thinned(looks: Sequence[Progress], most: int) -> list[Progress]:
+    """At most about `most` looks: neighbours are joined, so that no cut or splice is lost.
+
+    loss: the mean over their iterations.  The rest is that of the last one.
+    """
+    step = -(-len(looks) // most) if looks else 1
+    return [
+        _joined(looks[i - 1].iteration if i else 0, looks[i : i + step])
+        for i in range(0, len(looks), step)
+    ]
+
+
+def _joined(start: int, looks: Sequence[Progress]) -> Progress:
+    last = looks[-1]
+    starts = [start, *(look.iteration for look in looks[:-1])]
+    weights = [max(look.iteration - s, 1) for look, s in zip(looks, starts, strict=True)]
+    loss = sum(w * look.loss for w, look in zip(weights, looks, strict=True)) / sum(weights)
+    value = next((look.value for look in reversed(looks) if look.value is not None), None)
+    layers = {
+        name: Change(
+            now.kept,
+            sum(look.layers[name].cut for look in looks),
+            sum(look.layers[name].spliced for look in looks),
+            now.returned,
+        )
+        for name, now in last.layers.items()
+    }
+    return Progress(
+        last.iteration, last.iterations, loss, last.rate, last.kept, last.size, last.seconds,
+        last.metric, value, layers,
+    )  # fmt: skip
