@@ -10,6 +10,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from dns_onnx.converters.encodings import coo, csr, portable, whole
+from dns_onnx.converters.encodings.crossover import kernel_pays
 from dns_onnx.converters.encodings.draft import Draft
 from dns_onnx.converters.encodings.functions import MIN_OPSET, default_opset, functions_bytes
 from dns_onnx.converters.encodings.header import prepare
@@ -19,10 +20,6 @@ from dns_onnx.converters.encodings.parts import tensor_bytes
 from dns_onnx.converters.encodings.shapes import shape_lookup
 from dns_onnx.converters.encodings.sites import Site, Use, all_names, find_sites
 from dns_onnx.converters.encodings.values import coding
-
-# Above this density ONNX Runtime's dense kernels win over sparse ones on common machines: the
-# crossover seen so far lies near 0.4, and a wrong guess costs more on the sparse side.
-MAX_KERNEL_DENSITY = 0.35
 
 # Above this density even one bit an entry is more than the dropped zeros save.
 _HOPELESS_DENSITY = 1 - 1 / 64
@@ -93,7 +90,7 @@ class Plan:
         self._codes = dict.fromkeys(("float32", values))
         self._opset = default_opset(model)
         self._taken, self._shapes = all_names(model), shape_lookup(model)
-        self._wants_kernel = wants_kernel or _by_density
+        self._wants_kernel = wants_kernel or kernel_pays
         self._candidates = [
             self._candidate(site, min_sparsity)
             for site in find_sites(model)
@@ -146,10 +143,6 @@ class Plan:
         if self._code != "float32":
             _, refusal = coding(site, matrix, stem, self._code, rows=True)
             candidate.reason = "; ".join(filter(None, [candidate.reason, refusal]))
-
-
-def _by_density(node: NodeProto, shape: tuple[int, ...], density: float) -> bool:
-    return density <= MAX_KERNEL_DENSITY
 
 
 def _refusal(array: Array, nnz: int, min_sparsity: float | None) -> str:

@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from dns_onnx.converters.encodings import FORMATS, is_encoded, to_dense
+from dns_onnx.converters.encodings.crossover import kernel_pays
 from dns_onnx.converters.exporter import convert, export_model
 
 from .exporter_models import DECODING, build, operators, run, sparse, tensors
@@ -189,17 +190,40 @@ def test_padding_that_depends_on_a_free_size_stays_plain() -> None:
     assert row.reason == "its padding depends on the input size"
 
 
-@pytest.mark.parametrize("density", [0.03, 0.2, 0.6])
+@pytest.mark.parametrize("density", [0.03, 0.15, 0.6])
 def test_dense_layers_keep_their_plain_node(density: float) -> None:
     weights = {"W": sparse(np.random.default_rng(8), (300, 300), density)}
     model = build([helper.make_node("MatMul", ["X", "W"], ["Y"])], {"X": (1, 300)}, weights)
     made = convert(model, "csr")
     (row,) = made.tensors
-    assert row.operator == ("CsrMatMul" if density < 0.35 else "BitmaskToDense")
-    assert ("a dense kernel is faster" in row.reason) == (density > 0.35)
+    assert row.operator == ("CsrMatMul" if density < 0.2 else "BitmaskToDense")
+    assert ("a dense kernel is faster" in row.reason) == (density > 0.2)
     assert not convert(model, "csr", wants_kernel=lambda *_: False).tensors[0].reason == ""
     x = np.ones((1, 300), np.float32)
     assert np.array_equal(run(made.model, X=x)[0], run(model, X=x)[0])
+
+
+# op_type, weight shape, a density where the kernel pays, one where it does not
+CROSSOVERS = {
+    "3x3 convolution": ("Conv", (64, 64, 3, 3), 0.7, 0.75),
+    "grouped convolution": ("Conv", (64, 32, 3, 3), 0.7, 0.75),
+    "1x1 convolution": ("Conv", (64, 64, 1, 1), 0.7, 0.8),
+    "matrix of 1 MB": ("Gemm", (512, 512), 0.2, 0.25),
+    "matrix of 16 MB": ("MatMul", (2048, 2048), 0.3, 0.4),
+    "matrix of 144 MB": ("Gemm", (4096, 9216), 0.5, 0.6),
+}
+
+
+@pytest.mark.parametrize("case", CROSSOVERS)
+def test_cost_model(case: str) -> None:
+    op_type, shape, pays, loses = CROSSOVERS[case]
+    node = helper.make_node(op_type, ["X", "W"], ["Y"])
+    assert kernel_pays(node, shape, pays)
+    assert not kernel_pays(node, shape, loses)
+
+
+def test_depthwise_convolutions_stay_dense_at_any_density() -> None:
+    assert not kernel_pays(helper.make_node("Conv", ["X", "W"], ["Y"]), (64, 1, 3, 3), 0.01)
 
 
 NARROW = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
