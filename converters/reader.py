@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, inliner
+from onnx import ModelProto, TensorProto, helper, inliner
 
 from dns_onnx.converters.encodings import is_encoded, to_dense
+from dns_onnx.converters.structure import byte_length, check_structure, has_operands
 from dns_onnx.converters.wire import Span, without_large_tensors
 from dns_onnx.errors import ModelError
 
 # Tensors above this size are left out of the copy that shape inference works on.
 _SMALL_BYTES = 4096
+_SMALL_STRINGS = 64
 
 
 def read_model(
@@ -42,11 +41,17 @@ def read_model(
         path = Path(source)
         model, cut = _parse(path, load_data)
         where, folder = str(path), path.parent
-    external = _check_structure(model, where)
+    external = check_structure(model, where)
     encoded = is_encoded(model)
     for tensor in external:
         _resolve_tensor(tensor, where, folder, cut, load_data or encoded)
-    return to_dense(model) if encoded else model
+    try:
+        return to_dense(model) if encoded else model
+    except RecursionError:
+        raise ModelError(
+            f"{where}: expected stored weights, got some that are computed from themselves; "
+            "export the model again"
+        ) from None
 
 
 def inline_functions(model: ModelProto) -> ModelProto:
@@ -74,30 +79,6 @@ def infer_shapes(model: ModelProto) -> ModelProto:
         return light
 
 
-def tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Every TensorProto of a graph: initializers and attributes, bodies of control flow too."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield sparse.values
-        yield sparse.indices
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from _attribute_tensors(attribute)
-
-
-def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
-    if attribute.HasField("t"):
-        yield attribute.t
-    yield from attribute.tensors
-    if attribute.HasField("sparse_tensor"):
-        yield attribute.sparse_tensor.values
-        yield attribute.sparse_tensor.indices
-    if attribute.HasField("g"):
-        yield from tensors(attribute.g)
-    for graph in attribute.graphs:
-        yield from tensors(graph)
-
-
 def _parse(path: Path, load_data: bool) -> tuple[ModelProto, set[Span]]:
     """The model in a file, and where the data lie that were left there."""
     cut: set[Span] = set()
@@ -121,29 +102,6 @@ def _parse(path: Path, load_data: bool) -> tuple[ModelProto, set[Span]]:
     return model, cut
 
 
-def _check_structure(model: ModelProto, where: str) -> list[TensorProto]:
-    """Check what every model must have; returns its tensors with external data."""
-    if not model.HasField("graph") or not model.opset_import:
-        raise ModelError(
-            f"{where}: expected an ONNX model, got no graph or no operator set; "
-            "the file is truncated or of another kind"
-        )
-    if not model.graph.output:
-        raise ModelError(f"{where}: expected at least one graph output, got none")
-    external = []
-    in_functions = (_attribute_tensors(a) for f in model.functions for n in f.node
-                    for a in n.attribute)  # fmt: skip
-    for tensor in chain(tensors(model.graph), *in_functions):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            external.append(tensor)
-        if tensor.dims and min(tensor.dims) < 0:
-            raise ModelError(
-                f"{where}: tensor '{tensor.name}': expected dimensions of at least 0, "
-                f"got {list(tensor.dims)}"
-            )
-    return external
-
-
 def _resolve_tensor(
     tensor: TensorProto, where: str, folder: Path | None, cut: set[Span], load: bool
 ) -> None:
@@ -163,7 +121,9 @@ def _resolve_tensor(
         length = int(info.get("length", size - offset))
     except (ValueError, OSError) as error:
         raise ModelError(f"{at}: expected readable external data, got {error}") from None
-    wanted = _byte_length(tensor)
+    if tensor.data_type == TensorProto.STRING:
+        raise ModelError(f"{at}: expected strings inside the model, got external data")
+    wanted = byte_length(tensor)
     if own and length != wanted:
         raise ModelError(f"{at}: expected {wanted} bytes of raw data for its shape, got {length}")
     if offset < 0 or length < wanted or offset + wanted > size:
@@ -195,35 +155,29 @@ def _external_path(at: str, location: str, folder: Path | None) -> Path:
             f"{at}: expected the data inside the model, got external data '{location}'; "
             "give the model's path instead of a ModelProto"
         )
-    root = Path(os.path.realpath(folder))
-    path = Path(os.path.realpath(root / location))
-    if not location or os.path.isabs(location) or not path.is_relative_to(root):
+    try:
+        root = Path(os.path.realpath(folder))
+        path = Path(os.path.realpath(root / location))
+        inside = bool(location) and not os.path.isabs(location) and path.is_relative_to(root)
+        found = inside and path.is_file()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise ModelError(f"{at}: expected the name of a file, got {location[:80]!r}") from error
+    if not inside:
         raise ModelError(
             f"{at}: expected external data inside the model's folder, got '{location}'; "
             "move the data beside the model"
         )
-    if not path.is_file():
+    if not found:
         raise ModelError(f"{at}: expected external data in '{location}', got no such file")
     return path
-
-
-def _byte_length(tensor: TensorProto) -> int:
-    """Bytes that a tensor of this type and shape takes; 4- and 2-bit values are packed."""
-    count: int = math.prod(tensor.dims)
-    packed = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4, 25: 2, 26: 2}
-    if tensor.data_type in packed:
-        return (count * packed[tensor.data_type] + 7) // 8
-    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _is_large(tensor: TensorProto) -> bool:
     if tensor.data_location == TensorProto.EXTERNAL:
         return True
-    try:
-        return bool(_byte_length(tensor) > _SMALL_BYTES)
-    except (KeyError, OverflowError):  # an unknown element type, or sizes beyond any memory
-        # the only way for these, as it writes the whole tensor out to measure it
-        return bool(tensor.ByteSize() > _SMALL_BYTES)
+    if tensor.data_type == TensorProto.STRING:
+        return len(tensor.string_data) > _SMALL_STRINGS
+    return byte_length(tensor) > _SMALL_BYTES
 
 
 def _without_large_tensors(model: ModelProto) -> ModelProto:
@@ -233,6 +187,7 @@ def _without_large_tensors(model: ModelProto) -> ModelProto:
     light.functions.extend(model.functions)
     source, target = model.graph, light.graph
     target.name = source.name or "graph"
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
     named = {tensor.name for tensor in source.initializer}
     target.input.extend(i for i in source.input if i.name not in named)
     for tensor in source.initializer:
@@ -241,10 +196,10 @@ def _without_large_tensors(model: ModelProto) -> ModelProto:
         else:
             target.initializer.append(tensor)
     for node in source.node:
-        large = node.op_type == "Constant" and node.attribute and _is_large(node.attribute[0].t)
-        if large:
-            target.input.append(_typed(node.output[0], node.attribute[0].t))
-        else:
+        held = next((a.t for a in node.attribute if a.HasField("t")), None)
+        if node.op_type == "Constant" and node.output and held is not None and _is_large(held):
+            target.input.append(_typed(node.output[0], held))
+        elif has_operands(node, opsets):
             target.node.append(node)
     for output in source.output:
         target.output.add(name=output.name)

@@ -14,7 +14,8 @@ import onnx
 from onnx import numpy_helper
 
 from dns_onnx.converters.encodings.sites import find_sites
-from dns_onnx.converters.reader import read_model, tensors
+from dns_onnx.converters.reader import read_model
+from dns_onnx.converters.structure import tensors
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, SparseTensorProto, helper, numpy_helper
 
-from dns_onnx.converters.encodings.matrix import MAX_ENTRIES, Array, Indices
+from dns_onnx.converters.encodings.matrix import Array, Indices
 from dns_onnx.errors import ModelError
 
 Attributes = Mapping[str, Any]
+# 2 GiB of float32: no tensor inside an ONNX file holds more.
+_MOST_ENTRIES = 2**29
 
 
 def evaluate(node: NodeProto, inputs: Sequence[Array]) -> tuple[Array, ...]:
@@ -38,7 +40,10 @@ def evaluate(node: NodeProto, inputs: Sequence[Array]) -> tuple[Array, ...]:
 def sparse_tensor(sparse: SparseTensorProto) -> Array:
     """The dense array of an ONNX SparseTensorProto, its indices linear or one column an axis."""
     where = f"sparse tensor '{sparse.values.name}'"
-    shape = _shape(np.array(sparse.dims, np.int64))
+    try:
+        shape = _shape(np.array(sparse.dims, np.int64))
+    except ValueError as error:
+        raise ModelError(f"{where}: expected a dense shape, got: {error}") from None
     values = numpy_helper.to_array(sparse.values)
     indices = numpy_helper.to_array(sparse.indices).astype(np.int64)
     if indices.ndim == 2:
@@ -115,8 +120,8 @@ def _shape(shape: Array) -> tuple[int, ...]:
     size = 1
     for dim in dims:
         size *= dim
-    if size > MAX_ENTRIES:
-        raise ValueError(f"shape {list(dims)} has more than {MAX_ENTRIES} entries")
+    if size > _MOST_ENTRIES:
+        raise ValueError(f"shape {list(dims)} has more than {_MOST_ENTRIES} entries")
     return dims
 
 
