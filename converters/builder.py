@@ -30,7 +30,9 @@ from dns_onnx.converters.fold import fold
 from dns_onnx.converters.graph import ImportedGraph
 from dns_onnx.converters.integer import use_whole_numbers
 from dns_onnx.converters.layers import Layer, with_biases
-from dns_onnx.converters.order import topological
+from dns_onnx.converters.opaque import is_native
+from dns_onnx.converters.order import subgraphs, topological, used_names
+from dns_onnx.converters.pieces import pieces
 from dns_onnx.converters.registry import find
 from dns_onnx.converters.step import Step, label_of
 from dns_onnx.converters.values import Dims, Shape, Value, element_and_shape, type_table
@@ -182,9 +184,13 @@ class Builder:
 
         Raises ModelError, naming the node, for one that its operator cannot take.
         """
-        for node in topological(self.proto):
+        for piece in pieces(topological(self.proto), self._is_opaque, self._holds_text):
+            node = piece[-1]
             try:
-                self.add(node)
+                if len(piece) > 1 or self._is_opaque(node):
+                    emit_opaque(self, piece)
+                else:
+                    self.add(node)
             except DnsOnnxError:
                 raise
             except Exception as error:
@@ -193,19 +199,35 @@ class Builder:
                     f"fit it, got {type(error).__name__}: {error}"
                 ) from error
 
+    def _is_opaque(self, node: NodeProto) -> bool:
+        return not is_native(node, self.opsets)
+
+    def _holds_text(self, node: NodeProto) -> bool:
+        """Whether a node reads or gives strings: beside an opaque one it had better go along."""
+        if node.op_type == "Constant" or any(subgraphs(node)):
+            return False
+        names = [*node.input, *node.output]
+        return any(self.types.get(n, (0, None))[0] == TensorProto.STRING for n in names)
+
+    def read_elsewhere(self, nodes: Sequence[NodeProto]) -> set[str]:
+        """Names that the graph's outputs and all its other nodes read."""
+        kept = {node.output[0] for node in nodes}
+        others = (
+            node for node in self.proto.node if node.output[:1] and node.output[0] not in kept
+        )
+        names = {name for node in others for name in used_names(node)}
+        return names | {output.name for output in self.proto.output}
+
     def add(self, node: NodeProto) -> None:
         """Add one ONNX node: as a constant, as shape arithmetic, or as calls in the graph."""
         domain = "" if node.domain == "ai.onnx" else node.domain
         if node.op_type == "Constant" and not domain:
             self._add_constant(node)
             return
-        opset = self.opsets.get(domain, 1)
-        found = find(node.op_type, opset, domain)
-        operands = [self.value(name) for name in node.input]
-        if found is None:
-            emit_opaque(self, node, operands, opset)
-            return
+        found = find(node.op_type, self.opsets.get(domain, 1), domain)
+        assert found is not None, "an opaque node"
         entry, version = found
+        operands = [self.value(name) for name in node.input]
         if entry.graph:
             entry.function(self, node, operands, version)
             return

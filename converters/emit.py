@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from onnx import NodeProto
 from torch import Tensor, fx
 
-from dns_onnx.converters.dtypes import element_type
+from dns_onnx.converters.dtypes import element_type, to_numpy
 from dns_onnx.converters.emit_values import attach, emit_host_known, safe_name
 from dns_onnx.converters.graph import item, to_device_of
 from dns_onnx.converters.guess import guess_types, lost_sizes
 from dns_onnx.converters.layers import describe_layer
-from dns_onnx.converters.opaque import OpaqueStep
+from dns_onnx.converters.opaque import OpaqueStep, piece_label, piece_model
+from dns_onnx.converters.order import used_names
 from dns_onnx.converters.registry import Arg, Call, Operator
 from dns_onnx.converters.step import Operands, Step, label_of
 from dns_onnx.converters.values import Value
@@ -222,26 +224,28 @@ def note_outputs(builder: Builder, proto: NodeProto, call: fx.Node) -> None:
             _note_output(builder, name, made, False)
 
 
-def emit_opaque(builder: Builder, proto: NodeProto, operands: Operands, opset: int) -> None:
-    """Write a node that torch cannot compute as an opaque step."""
-    label = label_of(proto)
-    target = attach(builder, label, OpaqueStep(proto, opset))
-    args = tuple(
-        None
-        if v is None
-        else emit_host_known(builder, v)
-        if v.known
-        else builder.tensor(v, "frozen")
-        for v in operands
-    )
-    call = builder.graph.call_module(target, args)
-    named = [name for name in proto.output if name]
-    row = f"{proto.domain or 'ai.onnx'}::{proto.op_type} '{label}'"
-    call.meta.update(op=proto.op_type, node=label, opaque=row)
-    for index, name in enumerate(named):
-        made = _call(builder, item, (call, index), None, name)
-        made.meta.update(onnx=name, op=proto.op_type, node=label)
-        _note_output(builder, name, made, False)
+def emit_opaque(builder: Builder, nodes: Sequence[NodeProto]) -> None:
+    """Write nodes that torch cannot compute as one opaque step."""
+    makers = {name: node for node in nodes for name in node.output if name}
+    read = dict.fromkeys(name for node in nodes for name in sorted(used_names(node)))
+    operands = {name: builder.value(name) for name in read if name not in makers}
+    held = {n: to_numpy(v.tensor()) for n, v in operands.items() if v is not None and v.known}
+    fed = {
+        n: builder.tensor(v, "frozen")
+        for n, v in operands.items()
+        if v is not None and n not in held
+    }
+    wanted = makers if len(nodes) == 1 else builder.read_elsewhere(nodes)
+    results = [name for name in makers if name in wanted]
+    model = piece_model(nodes, builder.opsets, list(fed), results, held)
+    label, row = label_of(nodes[-1]), piece_label(nodes)
+    target = attach(builder, label, OpaqueStep(model))
+    call = builder.graph.call_module(target, tuple(fed.values()))
+    call.meta.update(op=nodes[-1].op_type, node=label, opaque=row)
+    for index, name in enumerate(results):
+        result = _call(builder, item, (call, index), None, name)
+        result.meta.update(onnx=name, op=makers[name].op_type, node=label_of(makers[name]))
+        _note_output(builder, name, result, False)
     builder.opaque.append(row)
 
 

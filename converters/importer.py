@@ -9,7 +9,7 @@ from torch import fx
 
 from dns_onnx.converters import ops as _ops  # noqa: F401  (fills the registry)
 from dns_onnx.converters.builder import Builder
-from dns_onnx.converters.order import unsupported
+from dns_onnx.converters.opaque import unsupported
 from dns_onnx.converters.reader import infer_shapes, inline_functions, read_model
 from dns_onnx.errors import DnsOnnxError, ModelError, UnsupportedOperatorError
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, TypeProto, defs, helper
+from onnx import GraphProto, ModelProto, NodeProto, TypeProto, defs, helper, numpy_helper
 from torch import Tensor, nn
 
 from dns_onnx.converters.dtypes import to_numpy, to_torch
+from dns_onnx.converters.order import subgraphs, used_names
+from dns_onnx.converters.registry import find
+from dns_onnx.converters.step import label_of
 from dns_onnx.errors import ModelError
 
 # Operators of ai.onnx that are no arithmetic on tensors, and why.
@@ -31,40 +34,91 @@ _LOG = logging.getLogger(__name__)
 
 
 class OpaqueStep(nn.Module):
-    """One ONNX node outside torch: its values pass through NumPy, no gradient passes at all.
+    """Some ONNX nodes outside torch: values pass through NumPy, no gradient passes at all.
 
+    model: the nodes as a model of their own.  Its inputs are the operands of `forward`, in order,
+    its outputs what `forward` returns.
     The runner is made at the first call, for the operand types met there, and is not pickled.
     """
 
-    def __init__(self, node: NodeProto, opset: int) -> None:
+    def __init__(self, model: ModelProto) -> None:
         super().__init__()
-        self.node = node.SerializeToString()
-        self.opset = opset
+        self.model = model.SerializeToString()
         self._runners: dict[Any, Runner] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_runners": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OpaqueStep:
-        return OpaqueStep(NodeProto.FromString(self.node), self.opset)
+        return OpaqueStep(ModelProto.FromString(self.model))
 
     def forward(self, *operands: Any) -> tuple[Any, ...]:
         device = next((o.device for o in operands if isinstance(o, Tensor)), torch.device("cpu"))
-        values = [_to_runtime(operand) for operand in operands]
+        results = self.run([_to_runtime(operand) for operand in operands])
+        return tuple(_from_runtime(result, device) for result in results)
+
+    def run(self, values: Sequence[Any]) -> list[Any]:
+        """The results for NumPy arrays, and lists of them."""
         key = tuple(_kind(value) for value in values)
         if key not in self._runners:
-            self._runners[key] = _runner(NodeProto.FromString(self.node), self.opset, values)
-        return tuple(_from_runtime(result, device) for result in self._runners[key](values))
+            self._runners[key] = _runner(ModelProto.FromString(self.model), values)
+        return self._runners[key](values)
 
     def extra_repr(self) -> str:
-        node = NodeProto.FromString(self.node)
-        return f"{node.domain or 'ai.onnx'}::{node.op_type} '{node.name}'"
+        return piece_label(ModelProto.FromString(self.model).graph.node)
 
 
-def can_run(node: NodeProto, opset: int) -> bool:
-    """Whether ONNX Runtime or onnx.reference knows the operator."""
+def piece_label(nodes: Sequence[NodeProto]) -> str:
+    """What `inspect` calls a step: its operators and their names."""
+    return " + ".join(f"{n.domain or 'ai.onnx'}::{n.op_type} '{label_of(n)}'" for n in nodes)
+
+
+def piece_model(
+    nodes: Sequence[NodeProto],
+    opsets: Mapping[str, int],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    constants: Mapping[str, np.ndarray],
+) -> ModelProto:
+    """Some nodes as a model of their own, in the oldest operator sets that define them alike."""
+    graph = helper.make_graph(
+        list(nodes),
+        "step",
+        [onnx.ValueInfoProto(name=name) for name in inputs],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    versions = {"": 1}
+    for node in nodes:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        since = _since(node.op_type, opsets.get(domain, 1), domain)
+        versions[domain] = max(since, versions.get(domain, 1))
+    if list(versions) != [""]:
+        versions[""] = max(versions[""], min(opsets.get("", 17), 17))
+    imports = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+def is_native(node: NodeProto, opsets: Mapping[str, int]) -> bool:
+    """Whether the importer itself computes a node, in torch."""
     domain = "" if node.domain == "ai.onnx" else node.domain
-    return _known(node.op_type, domain, opset)
+    if (domain, node.op_type) == ("", "Constant"):
+        return True
+    return find(node.op_type, opsets.get(domain, 1), domain) is not None
+
+
+def unsupported(graph: GraphProto, opsets: Mapping[str, int]) -> list[str]:
+    """One line for each node without an implementation, bodies of control flow included."""
+    lines = []
+    for node in graph.node:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        opset = opsets.get(domain, 1)
+        if not is_native(node, opsets) and not _known(node.op_type, domain, opset):
+            name = f"{domain or 'ai.onnx'}::{node.op_type}"
+            lines.append(f"{name} (opset {opset}) '{label_of(node)}'")
+        for body in subgraphs(node):
+            lines += unsupported(body, opsets)
+    return lines
 
 
 @lru_cache(maxsize=1024)
@@ -81,8 +135,8 @@ def _in_runtime(op_type: str, domain: str, opset: int) -> bool:
     import onnxruntime
 
     node = helper.make_node(op_type, ["x"], ["y"], domain=domain)
-    value = helper.make_tensor_value_info("x", 1, None)
-    model = _model(node, opset, [value])
+    model = piece_model([node], {domain: opset}, ["x"], ["y"], {})
+    model.graph.input[0].type.CopyFrom(_tensor_type(onnx.TensorProto.FLOAT))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -94,32 +148,55 @@ def _in_runtime(op_type: str, domain: str, opset: int) -> bool:
     return True
 
 
-def _runner(node: NodeProto, opset: int, values: Sequence[Any]) -> Runner:
-    inputs = [
-        helper.make_value_info(name, _type(value))
-        for name, value in zip(node.input, values, strict=False)
-        if name and value is not None
-    ]
-    model = _model(node, opset, inputs)
-    names = [info.name for info in inputs]
-    present = [i for i, name in enumerate(node.input) if name and values[i] is not None]
+def _since(op_type: str, opset: int, domain: str) -> int:
+    try:
+        return int(defs.get_schema(op_type, opset, domain).since_version)
+    except defs.SchemaError:
+        return opset
 
-    def feeds(operands: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(names, (operands[i] for i in present), strict=True))
 
-    for make in (_runtime_runner, _reference_runner):
+def _runner(model: ModelProto, values: Sequence[Any]) -> Runner:
+    """What computes a step: ONNX Runtime, else onnx.reference, else each node by one of them."""
+    for info, value in zip(model.graph.input, values, strict=True):
+        info.type.CopyFrom(_type(value))
+    names = [info.name for info in model.graph.input]
+    for make in (_runtime_runner, _reference_runner, _nodes_runner):
+        if make is _nodes_runner and len(model.graph.node) == 1:
+            continue
         try:
             run = make(model)
-            run(feeds(values))
+            run(dict(zip(names, values, strict=True)))
         except Exception as error:  # each has its own kinds; the next one may still do it
-            _LOG.debug("%s: %s", node.op_type, error)
+            _LOG.debug("%s: %s", piece_label(model.graph.node), error)
             reason = error
             continue
-        return lambda operands, run=run: run(feeds(operands))  # type: ignore[misc]
+        return lambda operands, run=run: run(dict(zip(names, operands, strict=True)))  # type: ignore[misc]
     raise ModelError(
-        f"{node.op_type} '{node.name}': expected ONNX Runtime or onnx.reference to compute it, "
+        f"{piece_label(model.graph.node)}: expected ONNX Runtime or onnx.reference to compute it, "
         f"got {reason}"
     )
+
+
+def _nodes_runner(model: ModelProto) -> Callable[[dict[str, Any]], list[Any]]:
+    """One step a node, for a piece of which neither ONNX Runtime nor onnx.reference has all."""
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    steps = []
+    for node in model.graph.node:
+        inputs = sorted(used_names(node))
+        outputs = [name for name in node.output if name]
+        steps.append(
+            (inputs, outputs, OpaqueStep(piece_model([node], opsets, inputs, outputs, {})))
+        )
+
+    def run(feeds: dict[str, Any]) -> list[Any]:
+        values = {**constants, **feeds}
+        for inputs, outputs, step in steps:
+            results = step.run([values[name] for name in inputs])
+            values.update(zip(outputs, results, strict=True))
+        return [values[output.name] for output in model.graph.output]
+
+    return run
 
 
 def _runtime_runner(model: ModelProto) -> Callable[[dict[str, Any]], list[Any]]:
@@ -138,21 +215,6 @@ def _reference_runner(model: ModelProto) -> Callable[[dict[str, Any]], list[Any]
 
     evaluator = ReferenceEvaluator(model)
     return lambda feeds: list(evaluator.run(None, feeds))
-
-
-def _model(node: NodeProto, opset: int, inputs: Sequence[onnx.ValueInfoProto]) -> ModelProto:
-    """A model of one node, in the operator set that defined it."""
-    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-    graph = helper.make_graph([node], "step", list(inputs), outputs)
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    try:
-        version = defs.get_schema(node.op_type, opset, domain).since_version
-    except defs.SchemaError:
-        version = opset
-    imports = [helper.make_opsetid(domain, version)]
-    if domain:
-        imports.append(helper.make_opsetid("", 17))
-    return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
 def _type(value: Any) -> TypeProto:

@@ -1,4 +1,4 @@
-"""The order of an ONNX graph's nodes, and which of them nobody can compute."""
+"""The order of an ONNX graph's nodes, and the names that they read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 from onnx import AttributeProto, GraphProto, NodeProto
 
-from dns_onnx.converters.opaque import can_run
-from dns_onnx.converters.registry import find
 from dns_onnx.errors import ModelError
 
 
@@ -72,18 +70,3 @@ def outer_names(body: GraphProto) -> set[str]:
     for node in body.node:
         read |= used_names(node)
     return read - own
-
-
-def unsupported(graph: GraphProto, opsets: dict[str, int]) -> list[str]:
-    """One line for each node without an implementation, bodies of control flow included."""
-    lines = []
-    for node in graph.node:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        opset = opsets.get(domain, 1)
-        native = (domain, node.op_type) == ("", "Constant") or find(node.op_type, opset, domain)
-        if not native and not can_run(node, opset):
-            label = node.name or next(iter(node.output), "")
-            lines.append(f"{domain or 'ai.onnx'}::{node.op_type} (opset {opset}) '{label}'")
-        for body in subgraphs(node):
-            lines += unsupported(body, opsets)
-    return lines
