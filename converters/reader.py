@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, inliner
 from dns_onnx.converters.encodings import is_encoded, to_dense
 from dns_onnx.converters.structure import byte_length, check_structure, has_operands
 from dns_onnx.converters.wire import Span, without_large_tensors
-from dns_onnx.errors import ModelError
+from dns_onnx.errors import DnsOnnxError, ModelError
 
 # Tensors above this size are left out of the copy that shape inference works on.
 _SMALL_BYTES = 4096
@@ -47,11 +47,13 @@ def read_model(
         _resolve_tensor(tensor, where, folder, cut, load_data or encoded)
     try:
         return to_dense(model) if encoded else model
-    except RecursionError:
+    except DnsOnnxError:
+        raise
+    except Exception as error:  # an edited file can break any rule that the exporter keeps
         raise ModelError(
-            f"{where}: expected stored weights, got some that are computed from themselves; "
-            "export the model again"
-        ) from None
+            f"{where}: expected sparse weights as dns-onnx writes them, "
+            f"got {type(error).__name__}: {error}; export the model again"
+        ) from error
 
 
 def inline_functions(model: ModelProto) -> ModelProto:

@@ -102,7 +102,7 @@ def byte_length(tensor: TensorProto) -> int:
 
     Raises KeyError for a type that has no size of its own.
     """
-    count = prod(tensor.dims)
+    count: int = prod(tensor.dims)
     if tensor.data_type in _PACKED:
         return (count * _PACKED[tensor.data_type] + 7) // 8
     return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
@@ -148,7 +148,8 @@ def _check_tensor(tensor: TensorProto, where: str) -> None:
 
 def _numbers(tensor: TensorProto) -> int:
     """How many numbers of its typed field a tensor takes."""
-    count, bits = prod(tensor.dims), _PACKED.get(tensor.data_type, 8)
+    count: int = prod(tensor.dims)
+    bits = _PACKED.get(tensor.data_type, 8)
     if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
         return 2 * count
     return -(-count * bits // 8) if bits in (2, 4) else count
