@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dns_onnx.converters.builder import Builder
 
 # Operators that change a weight's element type or layout only: the weight shows through them.
-_CARRIES = frozenset({"Cast", "CastLike", "DequantizeLinear"})
+_CARRIES = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"})
 
 
 def fold(builder: Builder, step: Step) -> None:
@@ -52,7 +52,9 @@ def fold(builder: Builder, step: Step) -> None:
         value = Value(name, elem, shape, constant=partial(compute, index))
         if carries and step.operands and step.operands[0] is not None:
             value.weight = step.operands[0].weight
-        if source is not None and (elem or TensorProto.FLOAT) in TRAINABLE:
+        # a quantised weight is no float, but the DequantizeLinear that reads it trains it
+        trains = (elem or TensorProto.FLOAT) in TRAINABLE or step.entry.name == "QuantizeLinear"
+        if source is not None and trains:
             value.trainable, value.scalar_weight = True, source.scalar_weight
             value.emit = partial(emit, value)
         if name:

@@ -124,7 +124,8 @@ def op(
     """Register the decorated function for exact schema versions of an operator.
 
     Positional parameters are the operator's inputs in order, keyword parameters its attributes
-    under ONNX's own names (plus any of INJECTED).  An attribute that later became an input is
+    under ONNX's own names (plus any of INJECTED); `**attributes` takes all the others, to hand
+    them on.  An attribute that later became an input is
     handed to the parameter of the same name.  A function whose operator may have several
     outputs returns a tuple.  `direct`, called with `Arg`s, may name a torch function to call
     instead.  `schema=False` is for operators that no released schema describes.
@@ -133,20 +134,14 @@ def op(
     """
 
     def register(function: F) -> F:
-        inputs, variadic, keywords = _parameters(function)
+        inputs, variadic, named, anything = _parameters(function)
         if graph:
-            inputs, keywords = (), None
-        known = None if keywords is None else keywords - INJECTED
-        for named in (
-            *static,
-            *literal,
-            *prunable,
-            *statistics,
-            *constant,
-            *((bias,) if bias else ()),
-        ):
-            if named not in inputs:
-                raise ValueError(f"{name}: '{named}' is not an operand of {function.__name__}")
+            inputs, anything = (), True
+        known = None if anything else named - INJECTED
+        roles = (*static, *literal, *prunable, *statistics, *constant, *((bias,) if bias else ()))
+        for role in roles:
+            if role not in inputs:
+                raise ValueError(f"{name}: '{role}' is not an operand of {function.__name__}")
         protos = [_schema(name, version, domain) for version in versions] if schema else []
         for proto in protos if not graph else ():
             _check(proto, inputs, variadic, known)
@@ -161,7 +156,7 @@ def op(
                 inputs=inputs,
                 variadic=variadic,
                 attributes=known,
-                injected=frozenset(INJECTED if keywords is None else keywords & INJECTED),
+                injected=named & INJECTED,
                 multiple=several,
                 static=frozenset(static),
                 literal=frozenset(literal),
@@ -215,8 +210,8 @@ def registered() -> Mapping[tuple[str, str, int], Operator]:
 
 def _parameters(
     function: Callable[..., Any],
-) -> tuple[tuple[str, ...], bool, frozenset[str] | None]:
-    """Operand names, whether the last is variadic, keyword names (None = takes any)."""
+) -> tuple[tuple[str, ...], bool, frozenset[str], bool]:
+    """Operand names, whether the last is variadic, keyword names, whether it takes any other."""
     inputs: list[str] = []
     keywords: set[str] = set()
     variadic = anything = False
@@ -228,7 +223,7 @@ def _parameters(
         else:
             variadic = variadic or parameter.kind is parameter.VAR_POSITIONAL
             inputs.append(parameter.name)
-    return tuple(inputs), variadic, None if anything else frozenset(keywords)
+    return tuple(inputs), variadic, frozenset(keywords), anything
 
 
 def _schema(name: str, version: int, domain: str) -> defs.OpSchema:

@@ -23,6 +23,14 @@ cut. *Runs in*: torch, or an opaque step in ONNX Runtime (or onnx.reference), wh
 passes. Every other operator that ONNX Runtime or onnx.reference knows is imported as an opaque
 step too; one that nobody knows is refused by name.
 
+Rounding has no useful derivative: that of a QuantizeLinear which a DequantizeLinear reads is taken
+as 1 inside the quantised range and 0 outside (the straight-through estimator), so that QDQ models
+train through their quantised activations and weights.
+
+The com.microsoft operators are those that ONNX Runtime's optimiser, quantiser and transformer tool
+write. Its com.microsoft.nchwc ones, which the optimisation level ALL may write, fit the memory
+layout of one machine and are left out: optimise at level EXTENDED for a file to keep.
+
 """
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dns_onnx.converters.dtypes import torch_dtype
+from dns_onnx.converters.dtypes import element_type, torch_dtype
 from dns_onnx.converters.ops.cast import to_element
 from dns_onnx.converters.ops.conv import conv
-from dns_onnx.converters.registry import op
+from dns_onnx.converters.registry import Arg, Call, op
 
 RANGES = {
     2: (0, 255),
@@ -53,7 +52,7 @@ def quantized(x: Tensor, scale: Tensor, zero: Tensor | None, elem: int) -> Tenso
     return y.clamp(low, high).to(torch_dtype(elem))
 
 
-@op("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, differentiable=False)
+@op("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, constant=("y_scale",))
 def quantize_linear(
     x: Tensor,
     y_scale: Tensor,
@@ -69,6 +68,7 @@ def quantize_linear(
     """round(x / scale) + zero point, in a small type.
 
     y_scale, y_zero_point: scalars, one an entry of `axis`, or one a block of entries along it.
+    The gradient passes it straight through, in the DequantizeLinear that reads it.
     Source: ONNX operators, QuantizeLinear 10-28.
     """
     elem = output_dtype or (types_[2] if len(types_) > 2 else 0) or 2
@@ -86,7 +86,18 @@ def quantize_linear(
     return y
 
 
-@op("DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28)
+def dequantize_direct(
+    x: Arg, x_scale: Arg, x_zero_point: Arg | None = None, **attributes: Any
+) -> Call | None:
+    """A pair of QuantizeLinear and DequantizeLinear, through which models are trained."""
+    if x.node.op != "call_function" or x.node.target is not quantize_linear:
+        return None
+    source, scale = x.node.args[:2]
+    attributes.setdefault("axis", x.node.kwargs.get("axis", 1))
+    return Call(straight_through, (source, scale, x, x_scale, x_zero_point), attributes)
+
+
+@op("DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, direct=dequantize_direct)
 def dequantize_linear(
     x: Tensor,
     x_scale: Tensor,
@@ -104,6 +115,35 @@ def dequantize_linear(
     work = x_scale.dtype if x_scale.itemsize > 1 else torch.float32
     y = _difference(x, x_zero_point, axis, block_size).to(work)
     return (y * spread(x_scale.to(work), x, axis, block_size)).to(out)
+
+
+def straight_through(
+    source: Tensor,
+    scale: Tensor,
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+) -> Tensor:
+    """DequantizeLinear of X = QuantizeLinear(source, scale), differentiable in the source.
+
+    The derivative of the rounding is taken as 1 inside the quantised range and 0 outside; that
+    of the scales follows.  Source: Bengio et al. 2013 (arXiv 1308.3432); for the scales, Esser
+    et al. 2020 (arXiv 1902.08153), equation 3.
+    """
+    y = dequantize_linear(
+        x, x_scale, x_zero_point, axis=axis, block_size=block_size, output_dtype=output_dtype
+    )
+    if not torch.is_grad_enabled():
+        return y
+    steps = source / spread(scale.to(source.dtype), source, axis, block_size)
+    step = spread(x_scale.detach().to(y.dtype), source, axis, block_size)
+    # what was cut off at the ends of the range lies further than half a step from its value
+    inside = (source - y).detach().abs() <= step.abs() * (0.5 + 1e-3)
+    return y + torch.where(inside, steps - steps.detach(), 0).to(y.dtype) * step
 
 
 def _difference(x: Tensor, zero: Tensor | None, axis: int, block_size: int = 0) -> Tensor:
@@ -209,30 +249,13 @@ def conv_integer(
     w: Tensor,
     x_zero_point: Tensor | None = None,
     w_zero_point: Tensor | None = None,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Any,
 ) -> Tensor:
     """Convolution of integers less their zero points, as int32.
 
-    Source: ONNX operators, ConvInteger 10.
+    attributes: those of Conv.  Source: ONNX operators, ConvInteger 10.
     """
-    total = integer_conv(
-        x,
-        w,
-        x_zero_point,
-        w_zero_point,
-        auto_pad=auto_pad,
-        dilations=dilations,
-        group=group,
-        pads=pads,
-        strides=strides,
-    )
-    return total.to(torch.int32)
+    return integer_conv(x, w, x_zero_point, w_zero_point, **attributes).to(torch.int32)
 
 
 @op("QLinearConv", 10, prunable=("w",), bias="b", differentiable=False)
@@ -246,35 +269,19 @@ def qlinear_conv(
     y_scale: Tensor,
     y_zero_point: Tensor,
     b: Tensor | None = None,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-    types_: tuple[int, ...] = (),
+    **attributes: Any,
 ) -> Tensor:
     """The quantised convolution of quantised data and weights.
 
-    b: int32 [M], in units of x_scale * w_scale.  Source: ONNX operators, QLinearConv 10.
+    b: int32 [M], in units of x_scale * w_scale.  attributes: those of Conv.
+    Source: ONNX operators, QLinearConv 10.
     """
-    total = integer_conv(
-        x,
-        w,
-        x_zero_point,
-        w_zero_point,
-        auto_pad=auto_pad,
-        dilations=dilations,
-        group=group,
-        pads=pads,
-        strides=strides,
-    )
+    total = integer_conv(x, w, x_zero_point, w_zero_point, **attributes)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     if b is not None:
         total = total + b.to(total.dtype).reshape(shape)
     scale = (x_scale * w_scale / y_scale).reshape(-1)
     scale = scale.reshape(shape) if scale.numel() > 1 else scale.reshape(())
-    low, high = RANGES[types_[7] if len(types_) > 7 and types_[7] else 2]
+    low, high = RANGES[element_type(y_zero_point.dtype)]
     y = torch.round(total.float() * scale) + y_zero_point.float().reshape(())
     return y.clamp(low, high).to(y_zero_point.dtype)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,29 +49,6 @@ def _activation(name: str, alpha: float | None, beta: float | None) -> Activatio
     return shaped[name]
 
 
-def _activations(
-    names: Sequence[str] | None,
-    defaults: Sequence[str],
-    directions: int,
-    alphas: Sequence[float] | None,
-    betas: Sequence[float] | None,
-) -> list[list[Activation]]:
-    """The activation functions of each direction.
-
-    alphas, betas: consumed in order by the functions that have such a parameter.
-    """
-    each = len(defaults)
-    names = list(names) if names else list(defaults) * directions
-    alpha, beta = iter(alphas or ()), iter(betas or ())
-    made = []
-    for name in names:
-        low = name.lower()
-        a = next(alpha, None) if low in _ALPHA else None
-        b = next(beta, None) if low in _BETA else None
-        made.append(_activation(name, a, b))
-    return [made[i * each : (i + 1) * each] for i in range(directions)]
-
-
 Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
@@ -97,52 +76,81 @@ def _scan(
     return torch.stack(outputs), states
 
 
-def _directions(direction: str) -> list[bool]:
-    """Whether each of the layer's directions runs backward."""
-    return {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
+@dataclass(frozen=True)
+class Layer:
+    """The attributes that all recurrent operators share, with ONNX's names and defaults."""
 
+    activation_alpha: Sequence[float] = ()
+    activation_beta: Sequence[float] = ()
+    activations: Sequence[str] = ()
+    clip: float | None = None
+    direction: str = "forward"
+    hidden_size: int | None = None
+    layout: int = 0
+    output_sequence: int = 0
 
-def _run(
-    x: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    sequence_lens: Tensor | None,
-    initial: Sequence[Tensor | None],
-    hidden: int,
-    direction: str,
-    layout: int,
-    cell: Callable[[int], Step],
-) -> tuple[Tensor, ...]:
-    """All directions of a layer.
+    @property
+    def backward(self) -> list[bool]:
+        """Whether each of the layer's directions runs backward."""
+        ways = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
+        return ways[self.direction]
 
-    x: [T, B, I], or [B, T, I] if layout = 1.  w: [D, gates * H, I].  b: [D, gates * H], what the
-    input's part of the gates is shifted by.  initial: [D, B, H] each (layout 1: [B, D, H]).
-    Returns y [T, D, B, H] ([B, T, D, H]) and the last states.
-    """
-    if layout:
-        x = x.transpose(0, 1)
-        initial = [None if s is None else s.transpose(0, 1) for s in initial]
-    lens = None if sequence_lens is None else sequence_lens.to(torch.int64)
-    outputs, finals = [], []
-    for index, backward in enumerate(_directions(direction)):
-        gates = x @ w[index].t()
-        if b is not None:
-            gates = gates + b[index]
-        zero = x.new_zeros(x.shape[1], hidden)
-        states = tuple(zero if s is None else s[index] for s in initial)
-        y, last = _scan(gates, states, cell(index), lens, backward)
-        outputs.append(y)
-        finals.append(last)
-    y = torch.stack(outputs, 1)
-    last_states = [torch.stack(group) for group in zip(*finals, strict=True)]
-    if layout:
-        y = y.permute(2, 0, 1, 3)
-        last_states = [s.transpose(0, 1) for s in last_states]
-    return (y, *last_states)
+    def functions(self, *defaults: str) -> list[list[Activation]]:
+        """The activation functions of each direction.
 
+        activation_alpha and _beta are consumed in order by the functions that have such a
+        parameter.
+        """
+        each, directions = len(defaults), len(self.backward)
+        alpha, beta = iter(self.activation_alpha), iter(self.activation_beta)
+        made = []
+        for name in self.activations or defaults * directions:
+            low = name.lower()
+            a = next(alpha, None) if low in _ALPHA else None
+            b = next(beta, None) if low in _BETA else None
+            made.append(_activation(name, a, b))
+        return [made[i * each : (i + 1) * each] for i in range(directions)]
 
-def _limit(x: Tensor, clip: float | None) -> Tensor:
-    return x if clip is None else x.clamp(-clip, clip)
+    def limit(self, x: Tensor) -> Tensor:
+        """The input of an activation, kept within the clip."""
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+    def run(
+        self,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        sequence_lens: Tensor | None,
+        initial: Sequence[Tensor | None],
+        hidden: int,
+        cell: Callable[[int], Step],
+    ) -> tuple[Tensor, ...]:
+        """All directions of the layer.
+
+        x: [T, B, I], or [B, T, I] if layout = 1.  w: [D, gates * H, I].  b: [D, gates * H], what
+        the input's part of the gates is shifted by.  initial: [D, B, H] each (layout 1:
+        [B, D, H]).  Returns y [T, D, B, H] ([B, T, D, H]) and the last states.
+        """
+        if self.layout:
+            x = x.transpose(0, 1)
+            initial = [None if s is None else s.transpose(0, 1) for s in initial]
+        lens = None if sequence_lens is None else sequence_lens.to(torch.int64)
+        outputs, finals = [], []
+        for index, backward in enumerate(self.backward):
+            gates = x @ w[index].t()
+            if b is not None:
+                gates = gates + b[index]
+            zero = x.new_zeros(x.shape[1], hidden)
+            states = tuple(zero if s is None else s[index] for s in initial)
+            y, last = _scan(gates, states, cell(index), lens, backward)
+            outputs.append(y)
+            finals.append(last)
+        y = torch.stack(outputs, 1)
+        last_states = [torch.stack(group) for group in zip(*finals, strict=True)]
+        if self.layout:
+            y = y.permute(2, 0, 1, 3)
+            last_states = [s.transpose(0, 1) for s in last_states]
+        return (y, *last_states)
 
 
 @op("RNN", 1, 7, 14, 22, prunable=("w", "r"), bias="b")
@@ -153,34 +161,26 @@ def rnn(
     b: Tensor | None = None,
     sequence_lens: Tensor | None = None,
     initial_h: Tensor | None = None,
-    *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    layout: int = 0,
-    output_sequence: int = 0,
+    **attributes: Any,
 ) -> tuple[Tensor, ...]:
     """H = f(W x + R h + b): all hidden states, and the last.
 
-    x: [T, B, I].  w: [D, H, I].  r: [D, H, H].  b: [D, 2 H].
+    x: [T, B, I].  w: [D, H, I].  r: [D, H, H].  b: [D, 2 H].  attributes: those of `Layer`.
     Source: ONNX operators, RNN 1-22.
     """
-    hidden = r.shape[-1]
-    functions = _activations(activations, ["Tanh"], w.shape[0], activation_alpha, activation_beta)
+    layer, hidden = Layer(**attributes), r.shape[-1]
+    functions = layer.functions("Tanh")
 
     def cell(index: int) -> Step:
         (f,), recurrent = functions[index], r[index].t()
 
         def step(gates: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (f(_limit(gates + states[0] @ recurrent, clip)),)
+            return (f(layer.limit(gates + states[0] @ recurrent)),)
 
         return step
 
     shift = None if b is None else b[:, :hidden] + b[:, hidden:]
-    return _run(x, w, shift, sequence_lens, [initial_h], hidden, direction, layout, cell)
+    return layer.run(x, w, shift, sequence_lens, [initial_h], hidden, cell)
 
 
 @op("GRU", 1, 3, 7, 14, 22, prunable=("w", "r"), bias="b")
@@ -192,25 +192,16 @@ def gru(
     sequence_lens: Tensor | None = None,
     initial_h: Tensor | None = None,
     *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    layout: int = 0,
     linear_before_reset: int = 0,
-    output_sequence: int = 0,
+    **attributes: Any,
 ) -> tuple[Tensor, ...]:
     """Gated recurrent unit: all hidden states, and the last.
 
     x: [T, B, I].  w: [D, 3 H, I] (update, reset, hidden).  r: [D, 3 H, H].  b: [D, 6 H].
-    Source: ONNX operators, GRU 1-22.
+    attributes: those of `Layer`.  Source: ONNX operators, GRU 1-22.
     """
-    hidden = r.shape[-1]
-    functions = _activations(
-        activations, ["Sigmoid", "Tanh"], w.shape[0], activation_alpha, activation_beta
-    )
+    layer, hidden = Layer(**attributes), r.shape[-1]
+    functions = layer.functions("Sigmoid", "Tanh")
     split = 2 * hidden
     own = None if b is None else b[:, 3 * hidden :]
 
@@ -221,7 +212,7 @@ def gru(
 
         def step(gates: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             h = states[0]
-            both = f(_limit(gates[:, :split] + h @ gates_r, clip))
+            both = f(layer.limit(gates[:, :split] + h @ gates_r))
             update, reset = both[:, :hidden], both[:, hidden:]
             if linear_before_reset:
                 inner = h @ hidden_r
@@ -229,7 +220,7 @@ def gru(
             else:
                 inner = (reset * h) @ hidden_r
                 inner = inner if late is None else inner + late
-            new = g(_limit(gates[:, split:] + inner, clip))
+            new = g(layer.limit(gates[:, split:] + inner))
             return ((1 - update) * new + update * h,)
 
         return step
@@ -238,7 +229,7 @@ def gru(
     if b is not None and own is not None:
         gate_shift = b[:, :split] + own[:, :split]
         shift = torch.cat([gate_shift, b[:, split : 3 * hidden]], 1)
-    return _run(x, w, shift, sequence_lens, [initial_h], hidden, direction, layout, cell)
+    return layer.run(x, w, shift, sequence_lens, [initial_h], hidden, cell)
 
 
 @op("LSTM", 1, 7, 14, 22, prunable=("w", "r"), bias="b")
@@ -252,25 +243,35 @@ def lstm(
     initial_c: Tensor | None = None,
     p: Tensor | None = None,
     *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
     input_forget: int = 0,
-    layout: int = 0,
-    output_sequence: int = 0,
+    **attributes: Any,
 ) -> tuple[Tensor, ...]:
     """Long short-term memory: all hidden states, the last, and the last cell state.
 
     x: [T, B, I].  w: [D, 4 H, I] (input, output, forget, cell).  r: [D, 4 H, H].  b: [D, 8 H].
-    p: [D, 3 H], peepholes (input, output, forget).  Source: ONNX operators, LSTM 1-22.
+    p: [D, 3 H], peepholes (input, output, forget).  attributes: those of `Layer`.
+    Source: ONNX operators, LSTM 1-22.
     """
-    hidden = r.shape[-1]
-    functions = _activations(
-        activations, ["Sigmoid", "Tanh", "Tanh"], w.shape[0], activation_alpha, activation_beta
+    return long_short(
+        x, w, r, b, sequence_lens, (initial_h, initial_c), p, input_forget, Layer(**attributes)
     )
+
+
+def long_short(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    sequence_lens: Tensor | None,
+    initial: Sequence[Tensor | None],
+    p: Tensor | None,
+    input_forget: int,
+    layer: Layer,
+    seen: Activation = torch.Tensor.contiguous,
+) -> tuple[Tensor, ...]:
+    """The LSTM, whose recurrent product takes `seen(h)` of the hidden state [B, H]."""
+    hidden = r.shape[-1]
+    functions = layer.functions("Sigmoid", "Tanh", "Tanh")
 
     def cell(index: int) -> Step:
         f, g, h_of = functions[index]
@@ -279,17 +280,16 @@ def lstm(
 
         def step(gates: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             h, c = states
-            i, o, forget, new = (gates + h @ recurrent).chunk(4, -1)
+            i, o, forget, new = (gates + seen(h) @ recurrent).chunk(4, -1)
             if peep is not None:
                 i, forget = i + peep[0] * c, forget + peep[2] * c
-            i = f(_limit(i, clip))
-            forget = 1 - i if input_forget else f(_limit(forget, clip))
-            c = forget * c + i * g(_limit(new, clip))
+            i = f(layer.limit(i))
+            forget = 1 - i if input_forget else f(layer.limit(forget))
+            c = forget * c + i * g(layer.limit(new))
             o = o if peep is None else o + peep[1] * c
-            return f(_limit(o, clip)) * h_of(c), c
+            return f(layer.limit(o)) * h_of(c), c
 
         return step
 
     shift = None if b is None else b[:, : 4 * hidden] + b[:, 4 * hidden :]
-    initial = [initial_h, initial_c]
-    return _run(x, w, shift, sequence_lens, initial, hidden, direction, layout, cell)
+    return layer.run(x, w, shift, sequence_lens, initial, hidden, cell)

@@ -1,0 +1,85 @@
+"""The com.microsoft operators, one by one, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from dns_onnx.converters.dtypes import to_torch
+from dns_onnx.converters.importer import import_model
+from dns_onnx.converters.registry import registered
+from dns_onnx.masks import holders
+
+from .cases.com_microsoft import CASES
+from .importer_models import assert_same, graph_model
+
+MICROSOFT = "com.microsoft"
+# Written by the optimiser for other devices, or under an older name: no CPU kernel of their own.
+NO_KERNEL = {"BiasAdd", "TransposeMatMul", "SimplifiedLayerNormalization"}
+# How many outputs are compared, where ONNX Runtime leaves a part of the others as it was allocated.
+COMPARED = {"GroupQueryAttention-shared": 1}
+
+
+def _name(key: str) -> str:
+    return key.split("-")[0]
+
+
+def _model(key: str, held: Sequence[int] = ()) -> tuple[onnx.ModelProto, list[np.ndarray]]:
+    case = CASES[key]
+    labels = ["" if a is None else f"x{i}" for i, a in enumerate(case.inputs)]
+    outputs = [f"y{i}" for i in range(case.outputs)]
+    node = helper.make_node(
+        _name(key), labels, outputs, "node", domain=MICROSOFT, **case.attributes
+    )
+    weights = {labels[i] for i in held}
+    arrays = {n: np.asarray(a) for n, a in zip(labels, case.inputs, strict=True) if n}
+    return graph_model(
+        [node],
+        {n: a for n, a in arrays.items() if n not in weights},
+        {n: a for n, a in arrays.items() if n in weights},
+        outputs[: COMPARED.get(key)],
+        opset=21,
+        domain=MICROSOFT,
+    )
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_it_equals_onnx_runtime(key: str) -> None:
+    assert (MICROSOFT, _name(key), 1) in registered()
+    assert_same(*_model(key), rtol=1e-3, atol=1e-4)
+
+
+def test_every_registered_operator_has_a_case() -> None:
+    names = {name for domain, name, _ in registered() if domain == MICROSOFT}
+    assert names - {_name(key) for key in CASES} == NO_KERNEL
+
+
+DIFFERENTIABLE = [
+    key
+    for key, case in CASES.items()
+    if registered()[MICROSOFT, _name(key), 1].differentiable
+    and any(a is not None and np.asarray(a).dtype == np.float32 for a in case.inputs[:3])
+    and _name(key) != "QuantizeLinear"
+]
+
+
+@pytest.mark.parametrize("key", DIFFERENTIABLE)
+def test_gradients_reach_data_and_weights(key: str) -> None:
+    operands = enumerate(CASES[key].inputs)
+    held = [i for i, a in operands if i and a is not None and np.asarray(a).ndim > 1]
+    model, feeds = _model(key, held)
+    module = import_model(model)
+    values = [to_torch(np.array(feed)) for feed in feeds]
+    data = [v.requires_grad_() for v in values if v.is_floating_point()]
+    result = module(*values)
+    (result[0] if isinstance(result, tuple) else result).square().sum().backward()
+    trained = [h.weight for h in holders(module).values() if h.weight.requires_grad]
+    assert data or trained
+    for point in (*data, *trained):
+        assert isinstance(point.grad, torch.Tensor)
+        assert bool((point.grad != 0).any())
