@@ -94,7 +94,7 @@ def gather_block_quantized(
     if zero_points is not None:
         zero = each(whole(zero_points).narrow(axis, 0, scales.shape[axis]).to(scales.dtype))
     shape = (*data.shape[:gather_axis], *indices.shape)
-    y = (picked - zero) * each(scales)
+    y: Tensor = (picked - zero) * each(scales)
     return y.reshape(*shape, *y.shape[gather_axis + 1 :])
 
 
