@@ -50,7 +50,7 @@ $(DEPLOYMENT): $(STAMP) $(NODE)/package-lock.json
 
 $(STAMP): $(SOURCES)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[demo,tensorboard,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo,tensorboard,images,dev]'
 	@$(BIN)/python -c "from dns_onnx.runtime import library_path; print('Sparse kernels:', library_path())" 2>/dev/null \
 	  || echo "Installed without the native sparse kernels; everything else works."
 	touch $@

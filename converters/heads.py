@@ -19,7 +19,9 @@ from dns_onnx.errors import ConfigError
 Kind = Literal["classes", "probabilities", "values"]
 _SOFT = ("Softmax", "LogSoftmax")
 _PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Dropout")
-_SAYS_CLASSES = re.compile(r"(?i)(^|[^a-z])(logits?|probs?|probabilit|class|cls|scores?)")
+_SAYS_CLASSES = re.compile(
+    r"(?i)(?<![a-z])(logits?|probs?|probabilit\w+|class\w*|cls|scores?)(?![a-z])"
+)
 
 
 @dataclass(frozen=True)

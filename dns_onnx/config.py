@@ -47,12 +47,14 @@ class Data(_Strict):
     holdout: fraction (below 1) or number of training rows kept out of training; every decision of
         the run is made on them.  0 is allowed where the run has nothing to decide.
     shift: augmentation; every image moves by up to this many pixels along each axis, at random.
+    shape: whole shapes of inputs that leave sizes open, by input name.
     """
 
     batch: int = Field(64, ge=1)
     holdout: float = Field(0.1, ge=0)
     shuffle: bool = True
     shift: int = Field(0, ge=0)
+    shape: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
 
 class Solver(_Strict):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dns_onnx.config import Preprocess
+from dns_onnx.converters.ranges import ANY, Draw
 from dns_onnx.errors import DataError
 
 Array = NDArray[Any]
@@ -24,12 +25,14 @@ class InputSpec:
     """One model input: its name, NumPy dtype, and shape with None where the axis is free.
 
     axis: the one that counts rows; None where no axis does and the input is whole.
+    draw: the values that it may take, as far as the model says.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
     axis: int | None = 0
+    draw: Draw = ANY
 
     @property
     def row(self) -> tuple[int | None, ...]:

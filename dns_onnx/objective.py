@@ -150,12 +150,12 @@ def prepare_objective(
     if not all(n in ON_SCORES for n in names):
         found = tuple(replace(h, value=h.output, kind="values") for h in found)
     training = TrainingGraph(graph, found, feeding)
+    by_labels = labels_loss(names[0], found, config.train.ignore_label) if share < 1 else None
+    by_teacher = teacher_loss(names[1], found, config.distill.temperature) if share > 0 else None
     judge = _metric(config, found, names[0], sample)
     teacher = None
     if share > 0 or judge.against == "original":
         teacher = Teacher(TrainingGraph(copy.deepcopy(graph), found, feeding)).to(device)
-    by_labels = labels_loss(names[0], found, config.train.ignore_label) if share < 1 else None
-    by_teacher = teacher_loss(names[1], found, config.distill.temperature) if share > 0 else None
     return training, Objective(
         found, judge, by_labels, by_teacher, share, teacher, _said(names, found, share, judge)
     )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dns_onnx.converters.exporter import Export, export_model
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
 from dns_onnx.data import Dataset, all_labels, batches
+from dns_onnx.drawn import WEAK
 from dns_onnx.errors import ConfigError
 from dns_onnx.journal import Observer, silent
 from dns_onnx.prepare import (
@@ -62,7 +63,8 @@ class Result:
     """A finished compression: the file, how it came about, and what was found about it.
 
     started_at: the iteration that it was resumed at, 0 where it was not.
-    metric_source: where the metric was read: "eval", "held-out" or "training" data.
+    metric_source: where the metric was read: "eval", "held-out" or "training" data, the latter two
+        "random" where no data were given.
     objective: what was learned and what it is judged by, in words.
     metric: what the result is judged by.  max_drop: how much worse it may be, None if no matter.
     fingerprint: digests of the model and the data.
@@ -90,7 +92,7 @@ def compress(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    train: Any,
+    train: Any = None,
     eval: Any = None,
     config: Config | None = None,
     format: str = "csr",
@@ -107,7 +109,8 @@ def compress(
     """Prune an ONNX model by Dynamic Network Surgery and write the result as ONNX.
 
     model, out: paths.  train, eval: DATA arguments (see `sources.load`), torch Datasets, iterables
-        of batches, or datasets of ours; eval data decide nothing.
+        of batches, or datasets of ours; eval data decide nothing.  Without train data, inputs are
+        drawn at random from what the model declares (the weak mode).
     format: csr, portable, coo or dense.  values: float32, float16 or int8.
     device: auto, cpu or cuda.
     run_dir: checkpoints and log (default: beside `out`); resume: go on from what lies there.
@@ -124,7 +127,8 @@ def compress(
     where = torch_device(device)
     torch.manual_seed(config.seed)
     original = read_model(model)
-    specs = input_specs(original)
+    specs = input_specs(original, config.data.shape)
+    train = sources.RANDOM if train is None else train
     if isinstance(train, str):
         told = sources.preprocess_of(train, config.preprocess)
         config = config.model_copy(update={"preprocess": told})
@@ -151,7 +155,7 @@ def compress(
         model, effective_weights(run), out, format=format, values=values, drop_dead=drop_dead,
         metadata=provenance(config, run, outcome, str(model)),
     )  # fmt: skip
-    limit = TRAIN_METRIC_ROWS if source == "training" else None
+    limit = TRAIN_METRIC_ROWS if source.endswith("training") else None
     # narrow values are not the trained ones: the metric judges them, the arrays must agree
     exact = masked_graph(graph.to("cpu"), trained) if values == "float32" else None
     found = check(
@@ -159,6 +163,8 @@ def compress(
         metric=run.objective.metric, outputs=[h.output for h in run.objective.heads],
         max_drop=max_drop, seconds=bench_seconds,
     )  # fmt: skip
+    if sources.is_random(train):
+        found = replace(found, words=[WEAK, *found.words])
     return Result(
         Path(model), out, config, str(where), started_at, outcome, layer_results(run),
         prepared.spared, export, found, source, run.folder, run.objective.said,

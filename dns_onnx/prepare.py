@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dns_onnx.attach import TrainingGraph
 from dns_onnx.config import Config, LayerSettings
 from dns_onnx.converters.frontier import cut_off
 from dns_onnx.converters.layers import Layer, layers
+from dns_onnx.converters.ranges import draws
 from dns_onnx.data import Dataset, InputSpec, split
 from dns_onnx.errors import ConfigError, DataError
 from dns_onnx.masks import Masked, holders
@@ -173,10 +174,17 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
-    """The inputs that a caller must feed, in graph order."""
+def input_specs(
+    model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None
+) -> list[InputSpec]:
+    """The inputs that a caller must feed, in graph order.
+
+    sizes: whole shapes by input name, which stand for what the model leaves open.
+    Raises ConfigError for sizes that do not fit.
+    """
     weights = {i.name for i in model.graph.initializer}
     infos = [i for i in model.graph.input if i.name not in weights]
+    ranges = draws(model)
     specs = []
     for i, axis in zip(infos, model_feeding(model).axes, strict=True):
         tensor = i.type.tensor_type
@@ -184,8 +192,33 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
         if tensor.HasField("shape"):
             shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        specs.append(InputSpec(i.name, dtype, shape, axis))
+        spec = InputSpec(i.name, dtype, shape, axis, ranges[i.name])
+        specs.append(_sized(spec, (sizes or {}).get(i.name)))
+    unknown = set(sizes or ()) - {s.name for s in specs}
+    if unknown:
+        raise ConfigError(
+            f"data.shape: expected inputs of the model {[s.name for s in specs]}, "
+            f"got {sorted(unknown)}"
+        )
     return specs
+
+
+def _sized(spec: InputSpec, sizes: Sequence[int] | None) -> InputSpec:
+    """The input with the sizes of its free axes; the one that counts rows stays free."""
+    if sizes is None:
+        return spec
+    shape = spec.shape or (None,) * len(sizes)
+    if len(sizes) != len(shape) or any(
+        have not in (None, size) for have, size in zip(shape, sizes, strict=True)
+    ):
+        raise ConfigError(
+            f"data.shape: expected sizes for {['*' if d is None else d for d in shape]} of "
+            f"'{spec.name}', got {list(sizes)}"
+        )
+    new = tuple(
+        h if i == spec.axis else s for i, (h, s) in enumerate(zip(shape, sizes, strict=True))
+    )
+    return replace(spec, shape=new)
 
 
 def model_feeding(model: onnx.ModelProto) -> Feeding:
@@ -211,9 +244,10 @@ def load_datasets(
         )
     if eval is not None:
         return teaching, heldout, _dataset(eval, config, specs, "eval"), "eval"
+    kind = "random " if sources.is_random(train) else ""
     if heldout is not None:
-        return teaching, heldout, heldout, "held-out"
-    return teaching, heldout, teaching, "training"
+        return teaching, heldout, heldout, f"{kind}held-out"
+    return teaching, heldout, teaching, f"{kind}training"
 
 
 def _dataset(given: Any, config: Config, specs: list[InputSpec], role: str) -> Dataset:

@@ -14,45 +14,61 @@ from onnx import numpy_helper
 
 from dns_onnx.config import Preprocess, parse_config
 from dns_onnx.data import LABELS, Array, ArrayDataset, Dataset, InputSpec, LazyDataset, by_name
+from dns_onnx.drawn import ROWS, DrawnDataset
 from dns_onnx.entry import is_entry_point, load_entry_point
 from dns_onnx.errors import DataError
+from dns_onnx.images import ImageFolder, image_files
 
+RANDOM = "random"
+DRAWING = ("rows", "low", "high")
+IMAGES_IN_MEMORY = 2 << 30  # bytes of decoded images that are kept rather than decoded again
 MEMORY_LIMIT = 8 << 30  # bytes that an iterable may fill before we ask for random access
 
 
 def load(spec: str, specs: Sequence[InputSpec], preprocess: Preprocess, role: str) -> Dataset:
     """The dataset that a DATA argument names.
 
-    spec: `file.npz`, `mnist:DIR`, a folder of npz shards or ONNX `test_data_set_*`, or
-        `package.module:function`; `?scale=..&mean=..&std=..&layout=..` after it says the
-        preprocessing, and `split=train|test` which part of mnist.
+    spec: `file.npz`, `mnist:DIR`, a folder of npz shards, ONNX `test_data_set_*` or images,
+        `package.module:function`, or `random`; `?scale=..&mean=..&std=..&layout=..` after it says
+        the preprocessing, `split=train|test` which part of mnist, and `rows`, `low`, `high` what is
+        drawn at random.
     role: "train" or "eval"; mnist takes its training or its test images by it.
     Raises DataError.
     """
     place, options = _parted(spec)
     part = options.pop("split", "train" if role == "train" else "test")
+    drawing = {key: options.pop(key) for key in DRAWING if key in options}
     preprocess = _override(preprocess, options, spec)
+    if place == RANDOM:
+        return _drawn(specs, preprocess, drawing, seed=0 if role == "train" else 1)
     if place.startswith("mnist:"):
         return _mnist(Path(place.removeprefix("mnist:")), part, specs, preprocess)
     path = Path(place)
     if path.is_dir():
-        arrays = _folder(path, specs)
-    elif path.suffix == ".npz":
+        return _folder(path, specs, preprocess)
+    if path.suffix == ".npz":
         arrays = _npz(path)
     elif is_entry_point(place):
         return _entry_point(place, specs, preprocess)
     else:
         raise DataError(
-            f"{spec}: expected an .npz file, a folder, mnist:DIR or package.module:function; "
+            f"{spec}: expected an .npz file, a folder, mnist:DIR, package.module:function or "
+            f"{RANDOM}; "
             f"{'no such file or folder' if not path.exists() else 'got another kind of file'}"
         )
     return _dataset(arrays, specs, preprocess, str(path))
 
 
+def is_random(given: Any) -> bool:
+    """Whether a DATA argument asks for random inputs."""
+    return isinstance(given, str) and _parted(given)[0] == RANDOM
+
+
 def preprocess_of(spec: str, preprocess: Preprocess) -> Preprocess:
     """The preprocessing that a DATA argument asks for, over the one given."""
     options = _parted(spec)[1]
-    options.pop("split", None)
+    for key in ("split", *DRAWING):
+        options.pop(key, None)
     return _override(preprocess, options, spec)
 
 
@@ -90,14 +106,53 @@ def _npz(path: Path) -> dict[str, Array]:
         raise DataError(f"{path}: expected an .npz archive of plain arrays, got: {error}") from None
 
 
-def _folder(path: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
-    """All rows of a folder of npz shards, or of ONNX test data sets, in order of name."""
+def _drawn(
+    specs: Sequence[InputSpec], preprocess: Preprocess, options: Mapping[str, str], seed: int
+) -> Dataset:
+    try:
+        rows = int(options.get("rows", ROWS))
+        low, high = (float(options[k]) if k in options else None for k in ("low", "high"))
+    except ValueError:
+        raise DataError(f"{RANDOM}: expected numbers for {DRAWING}, got {dict(options)}") from None
+    return DrawnDataset(specs, preprocess, rows=rows, seed=seed, low=low, high=high)
+
+
+def _folder(path: Path, specs: Sequence[InputSpec], preprocess: Preprocess) -> Dataset:
+    """The rows of a folder of npz shards, ONNX test data sets, or images, in order of name."""
     shards = [_npz(f) for f in sorted(path.glob("*.npz"))]
-    if not shards:
-        shards = [_test_data_set(d, specs) for d in sorted(path.glob("test_data_set_*"))]
-    if not shards:
-        raise DataError(f"{path}: expected .npz files or test_data_set_* folders, got neither")
-    return _concatenated(shards, str(path))
+    if shards:
+        return _dataset(_concatenated(shards, str(path)), specs, preprocess, str(path))
+    sets = [_test_data_set(d, specs) for d in sorted(path.glob("test_data_set_*"))]
+    if sets:
+        return _from_sets(sets, specs, preprocess, str(path))
+    if not image_files(path):
+        raise DataError(
+            f"{path}: expected .npz files, test_data_set_* folders or images, got none of them"
+        )
+    images = ImageFolder(path, specs[0])
+    lazy = LazyDataset(specs, images, preprocess, str(path))
+    size = sum(a.nbytes for a in images[0].values()) * len(images)
+    if images.size is None or size > IMAGES_IN_MEMORY:
+        return lazy
+    rows = [images[i] for i in range(len(images))]
+    return _dataset({k: np.stack([r[k] for r in rows]) for k in rows[0]}, specs, preprocess,
+                    str(path))  # fmt: skip
+
+
+def _from_sets(
+    sets: list[dict[str, Array]], specs: Sequence[InputSpec], preprocess: Preprocess, where: str
+) -> Dataset:
+    """Test data sets as rows; they may differ in length (read with a batch of one)."""
+    rows = []
+    for arrays in sets:
+        ready = {s.name: arrays[s.name][None] if s.axis is None
+                 else np.moveaxis(arrays[s.name], s.axis, 0) for s in specs}  # fmt: skip
+        count = max(len(a) for a in ready.values())
+        rows += [{n: a[0 if len(a) == 1 else i] for n, a in ready.items()} for i in range(count)]
+    if all(len({r[s.name].shape for r in rows}) == 1 for s in specs):
+        arrays = {s.name: np.stack([r[s.name] for r in rows]) for s in specs}
+        return ArrayDataset(specs, arrays, None, preprocess, where)
+    return LazyDataset(specs, rows, preprocess, where)
 
 
 def _concatenated(shards: Sequence[Mapping[str, Array]], where: str) -> dict[str, Array]:

@@ -274,7 +274,8 @@ def test_unknown_operators_are_all_named(small: Path, cli) -> None:
         (("--train", "train.npz", "--recipe", "dns2016-lenet5"), "name no layer"),
         (("--train", "train.npz", "--device", "tpu"), "tpu"),
         (("--train", "train.npz", "--eval", "bad.npz"), "bad.npz"),
-        ((), "--train"),
+        (("--shape", "x=8"), "data.shape: expected sizes for"),
+        (("--shape", "8"), "--shape: expected NAME="),
     ],
 )
 def test_wrong_usage(small: Path, cli, monkeypatch, arguments: tuple, words: str) -> None:

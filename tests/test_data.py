@@ -182,6 +182,42 @@ def test_mnist_idx_files(tmp_path: Path, zipped: bool) -> None:
     assert load(spec, IMAGE).take(np.array([4])).labels.tolist() == [4]
 
 
+def test_test_data_sets_with_states_and_of_any_length(tmp_path: Path) -> None:
+    specs = [InputSpec("x", F32, (None, None)), InputSpec("state", F32, (2, None, 3), 1),
+             InputSpec("rate", np.dtype(np.int64), (), None)]  # fmt: skip
+    for i, length in enumerate((4, 4, 6)):
+        folder = tmp_path / f"test_data_set_{i}"
+        folder.mkdir()
+        arrays = np.full((1, length), i, np.float32), np.full((2, 1, 3), i, np.float32)
+        for k, array in enumerate((*arrays, np.array(8000))):
+            onnx.save_tensor(numpy_helper.from_array(array), folder / f"input_{k}.pb")
+    data = load(str(tmp_path), specs)
+    batch = data.take(np.array([0, 1]))
+    assert [x.shape for x in batch.inputs.values()] == [(2, 4), (2, 2, 3), (1,)]
+    assert data.take(np.array([2])).inputs["x"].shape == (1, 6)
+    with pytest.raises(DataError, match=r"expected rows of one shape .*data\.batch = 1"):
+        data.take(np.array([1, 2]))
+
+
+def test_whole_inputs_are_given_once_or_by_row() -> None:
+    specs = [*VECTOR, InputSpec("cache", F32, (2, 1, 3), None)]
+    x, caches = np.zeros((5, 4)), np.arange(30.0).reshape(5, 2, 1, 3)
+    once = ArrayDataset(specs, {"x": x, "cache": caches[0]}, None, AS_IS, "t")
+    assert once.take(np.arange(3)).inputs["cache"].shape == (1, 2, 1, 3)
+    each = ArrayDataset(specs, {"x": x, "cache": caches}, None, AS_IS, "t")
+    assert each.take(np.array([4])).inputs["cache"].ravel()[0] == 24
+    same = ArrayDataset(specs, {"x": x, "cache": np.repeat(caches[:1], 5, 0)}, None, AS_IS, "t")
+    assert len(same.take(np.arange(5)).inputs["cache"]) == 1
+
+
+def test_arrays_beside_the_inputs_are_targets(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "d.npz", x=np.ones((3, 4)), boxes=np.ones((3, 2)), names=np.array(["a"] * 3)
+    )
+    batch = load(str(tmp_path / "d.npz")).take(np.arange(2))
+    assert {n: t.shape for n, t in batch.targets.items()} == {"boxes": (2, 2)}
+
+
 MODULE = """
 import numpy as np
 class Rows:
@@ -233,7 +269,7 @@ def test_iterables_of_batches(module: str, monkeypatch: pytest.MonkeyPatch) -> N
         ("mnist:absent", "expected train-images-idx3-ubyte"),
         ("mnist:.?split=val", "expected train or test"),
         ("d.npz?scale=x", "scale: expected numbers"),
-        (".", "expected .npz files or test_data_set"),
+        (".", "expected .npz files, test_data_set_"),
     ],
 )
 def test_bad_data_arguments(module: str, spec: str, message: str) -> None:

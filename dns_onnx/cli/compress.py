@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -69,16 +70,21 @@ DROP_LIMIT_HELP = (
     "psnr, per cent for mse"
 )
 DATA_HELP = (
-    "an .npz with arrays named as the model's inputs and `labels`; mnist:DIR; a folder of npz "
-    "shards or ONNX test_data_set_*; or package.module:function. Options after `?`: scale, mean, "
-    "std, layout, split."
+    "an .npz with arrays named as the model's inputs and, if there are any, `labels`; mnist:DIR; a "
+    "folder of npz shards, ONNX test_data_set_* or images; package.module:function; or random. "
+    "Options after `?`: scale, mean, std, layout, split."
 )
+SHAPE_HELP = "whole shape of an input that leaves sizes open, such as x=1x3x224x224"
 
 
 def command(
     model: Annotated[Path, typer.Argument(help="the ONNX model to prune")],
     out_file: Annotated[Path, typer.Option("-o", "--out", help="where the pruned model goes")],
-    train: Annotated[str, typer.Option(help=f"training data: {DATA_HELP}", metavar="DATA")],
+    train: Annotated[
+        str | None,
+        typer.Option(help=f"training data, with labels or without: {DATA_HELP} Without --train "
+                     "inputs are drawn at random: the weak mode.", metavar="DATA"),
+    ] = None,
     eval: Annotated[
         str | None,
         typer.Option(help="data that only judge the result; without it, held-out training data do",
@@ -95,6 +101,7 @@ def command(
     iterations: Annotated[
         int | None, typer.Option(help="training iterations; the schedule is scaled along", min=1)
     ] = None,
+    shape: Annotated[list[str] | None, typer.Option(help=SHAPE_HELP)] = None,
     loss: Annotated[str | None, typer.Option(help=LOSS_HELP)] = None,
     metric: Annotated[str | None, typer.Option(help=METRIC_HELP)] = None,
     max_drop: Annotated[float | None, typer.Option(help=DROP_LIMIT_HELP)] = None,
@@ -116,6 +123,7 @@ def command(
 ) -> None:  # fmt: skip
     """Prune MODEL by Dynamic Network Surgery and write the result as ONNX."""
     settings = chosen_config(config, recipe, seed, iterations, {"loss": loss, "metric": metric})
+    settings = with_shapes(settings, shape or [])
     if report_dir is not None:
         report_dir.mkdir(parents=True, exist_ok=True)  # refused now rather than after training
     with training_progress() as observe:
@@ -152,6 +160,17 @@ def chosen_config(
     return settings.scaled(iterations) if iterations is not None else settings
 
 
+def with_shapes(settings: Config, given: list[str]) -> Config:
+    """The settings with the shapes that `--shape NAME=1x3x224x224` options name."""
+    shapes = dict(settings.data.shape)
+    for text in given:
+        name, _, sizes = text.rpartition("=")
+        if not name or not re.fullmatch(r"\d+(x\d+)*", sizes):
+            raise ConfigError(f"--shape: expected NAME=1x3x224x224, got '{text}'")
+        shapes[name] = tuple(int(n) for n in sizes.split("x"))
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"shape": shapes})})
+
+
 def print_notes(export: Export) -> None:
     """Why a file was written in another form than asked for, and which units it lost."""
     for note in export.notes:
@@ -168,5 +187,6 @@ def print_result(result: Result) -> None:
     show("Weights in the file", report.tensor_table(result.export.tensors))
     print_notes(result.export)
     show(f"Check in ONNX Runtime ({result.metric_source} data)", report.check_table(result.check))
+    out.print(f"Learned: {result.objective}", markup=False)
     print_verdict(result.check)
     out.print(f"Written: {result.path}", markup=False)
