@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,12 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, fx
 
-from dns_onnx.converters.dtypes import to_numpy
+from dns_onnx.converters.dtypes import to_numpy, to_torch
+
+_RANDOM = frozenset(
+    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial".split()
+)
+_COARSE: dict[Any, float] = {torch.float16: 2e-2, torch.bfloat16: 1.6e-1}
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,22 @@ class Difference:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps every value that has an ONNX name."""
+    """Runs a graph and keeps every value that has an ONNX name.
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    A random draw is replaced by ONNX Runtime's, so that all that follows from it compares.
+    """
+
+    def __init__(self, module: fx.GraphModule, wanted: Mapping[str, Any]) -> None:
         super().__init__(module)
+        self.wanted = wanted
         self.seen: dict[str, tuple[Any, fx.Node]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         name = n.meta.get("onnx")
         if name is not None and n.op == "call_function":
+            if n.meta.get("op") in _RANDOM and isinstance(self.wanted.get(name), np.ndarray):
+                result = torch.as_tensor(to_torch(self.wanted[name]), device=result.device)
             self.seen[name] = (result, n)
         return result
 
@@ -53,32 +64,43 @@ def compare_values(
     """The values that differ from ONNX Runtime's by more than the tolerance, in graph order.
 
     inputs: torch tensors (or string arrays) in graph-input order.
+    tolerance: for float32; from the first value of a narrower type on, as much wider as that
+    type is coarser.
     The first row names the node to look at: later ones mostly inherit its error.
     """
-    import onnxruntime
-
-    recorder = _Recorder(module)
+    wanted = _computed_by_onnxruntime(module, model, inputs)
+    recorder = _Recorder(module, wanted)
     with torch.no_grad():
         recorder.run(*inputs)
-    wide = _with_all_outputs(model, set(recorder.seen))
+    rows = []
+    for name, (value, node) in recorder.seen.items():  # in graph order
+        if not isinstance(wanted.get(name), np.ndarray):
+            continue
+        tolerance = max(tolerance, _COARSE.get(getattr(value, "dtype", None), 0.0))
+        error = _error(value, wanted[name])
+        if error > tolerance:
+            rows.append(Difference(name, _meta(node, "op"), _meta(node, "node"), error))
+    return rows
+
+
+def _computed_by_onnxruntime(
+    module: fx.GraphModule, model: ModelProto, inputs: Sequence[Any]
+) -> dict[str, Any]:
+    """ONNX name -> what ONNX Runtime gives for it, for every value that the graph has too."""
+    import onnxruntime
+
+    named = {str(n.meta["onnx"]) for n in module.graph.nodes if "onnx" in n.meta}
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
-        wide.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        _with_all_outputs(model, named).SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
     )
     feeds = {i.name: to_numpy(v) for i, v in zip(session.get_inputs(), inputs, strict=True)}
     names = [output.name for output in session.get_outputs()]
-    rows = []
-    for name, wanted in zip(names, session.run(names, feeds), strict=True):
-        if name not in recorder.seen or not isinstance(wanted, np.ndarray):
-            continue
-        value, node = recorder.seen[name]
-        error = _error(value, wanted)
-        if error > tolerance:
-            rows.append((node, Difference(name, _meta(node, "op"), _meta(node, "node"), error)))
-    order = {node: index for index, node in enumerate(module.graph.nodes)}
-    return [row for _, row in sorted(rows, key=lambda pair: order[pair[0]])]
+    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def _meta(node: fx.Node, key: str) -> str:
