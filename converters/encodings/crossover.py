@@ -1,9 +1,9 @@
 """Up to which density a sparse kernel wins: the cost model that decides at export.
 
 Measured in turn with ONNX Runtime's dense kernels on an AMD EPYC (AVX-512, 2 cores), one thread,
-batch 1, by `python benchmarks/crossover.py` (docs/results/crossover.json).  `dns_onnx.runtime.session` measures
-again on the machine at hand and can only turn sparse layers dense, so that these figures lean to
-the sparse side where machines differ.
+batch 1, by `python benchmarks/crossover.py`.  `dns_onnx.runtime.session` measures again on the
+machine at hand and can only turn sparse layers dense, so that these figures lean to the sparse side
+where machines differ.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Write a model to disk so that a failure leaves whatever was there before."""
+"""Write a model to disk so that a failure, or a crash at any moment, leaves a whole one."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,11 +24,15 @@ EXTERNAL_BYTES = 1024
 # Where a large tensor begins in the data file, so that a runtime can map it into memory.
 _PAGE, _PAGED_BYTES, _ALIGNMENT = 4096, 2**16, 16
 
+_HASH_DIGITS = 16
+
 
 def write_model(model: ModelProto, path: str | os.PathLike[str]) -> list[Path]:
-    """Write the model, above the protobuf limit with its large tensors in `<name>.data`.
+    """Write the model, above the protobuf limit with its large tensors in `<name>.<hash>.data`.
 
-    Each file is written beside its place, flushed to disk and then renamed over it.
+    Each file is written beside its place, flushed to disk and then renamed over it, the model
+    last.  The data file bears a hash of its content, so that the model that was there before keeps
+    its own until the new one is in place.
     Returns the files written, the model first.
     Raises ExportError if the folder is missing or the disk refuses (full, read-only); the files
     that were there before are untouched.
@@ -36,11 +42,22 @@ def write_model(model: ModelProto, path: str | os.PathLike[str]) -> list[Path]:
         raise ExportError(
             f"{target}: expected the folder '{target.parent}' to exist, got none; create it first"
         )
+    before = _data_files(target)
     if tensor_bytes(model.graph) + _rest_bytes(model) <= MAX_FILE_BYTES:
         data = model.SerializeToString()
         _replace({target: lambda file: _write(file, data)})
-        return [target]
-    return _write_external(model, target)
+        written = [target]
+    else:
+        written = _write_external(model, target)
+    for outdated in before - set(written):
+        with contextlib.suppress(OSError):
+            outdated.unlink()
+    return written
+
+
+def _data_files(target: Path) -> set[Path]:
+    """Data files of earlier exports to this place: those that write_model itself names so."""
+    return set(target.parent.glob(f"{glob.escape(target.name)}.{'[0-9a-f]' * _HASH_DIGITS}.data"))
 
 
 def tensor_bytes(graph: GraphProto) -> int:
@@ -76,7 +93,7 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
 
 def _write_external(model: ModelProto, target: Path) -> list[Path]:
     """Write the model with its large tensors in a data file; the model in memory stays whole."""
-    data_path = target.with_name(f"{target.name}.data")
+    data_path = target.with_name(f"{target.name}.{_content_hash(model.graph)}.data")
     light = ModelProto()
     light.CopyFrom(model)
     end = 0
@@ -102,6 +119,15 @@ def _write_external(model: ModelProto, target: Path) -> list[Path]:
     return [target, data_path]
 
 
+def _content_hash(graph: GraphProto) -> str:
+    """A few hex digits that differ where any tensor does."""
+    digest = hashlib.blake2b(digest_size=_HASH_DIGITS // 2)
+    for tensor in _tensors(graph):
+        digest.update(len(tensor.raw_data).to_bytes(8, "little"))
+        digest.update(tensor.raw_data)
+    return digest.hexdigest()
+
+
 def _point_outside(tensor: TensorProto, location: str, offset: int, length: int) -> None:
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -114,8 +140,18 @@ def _write(file: BinaryIO, data: bytes) -> None:
     file.write(data)
 
 
+def _flush_folder(folder: Path) -> None:
+    """Bring a rename to disk before the next one, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _replace(writers: dict[Path, Callable[[BinaryIO], None]]) -> None:
-    """Write every file beside its place, and only when all are whole rename them over it."""
+    """Write every file beside its place, and only when all are whole rename them, in order."""
     temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
     at = next(iter(writers))
     try:
@@ -126,6 +162,7 @@ def _replace(writers: dict[Path, Callable[[BinaryIO], None]]) -> None:
                 os.fsync(file.fileno())
         for at, temporary in temporaries.items():
             os.replace(temporary, at)
+            _flush_folder(at.parent)
     except OSError as error:
         raise ExportError(
             f"{at}: expected to write the file, got '{error.strerror or error}'; make room or "

@@ -91,11 +91,63 @@ def in_branch(opset: int = 13) -> ModelProto:
     return build(nodes, {"X": (2, 50)}, {"U": sparse(rng, (50, 50))}, opset=opset)
 
 
-def lstm() -> ModelProto:
+def recurrent(op_type: str, gates: int) -> ModelProto:
     rng = np.random.default_rng(6)
-    weights = {"W": sparse(rng, (1, 64, 24)), "R": sparse(rng, (1, 64, 16))}
-    node = helper.make_node("LSTM", ["X", "W", "R"], ["Y"], hidden_size=16)
+    weights = {
+        "W": sparse(rng, (1, gates * 16, 24)),
+        "R": sparse(rng, (1, gates * 16, 16)),
+    }
+    node = helper.make_node(op_type, ["X", "W", "R"], ["Y"], hidden_size=16)
     return build([node], {"X": (3, 1, 24)}, weights)
+
+
+def in_loop() -> ModelProto:
+    """W in the body of a Loop that runs three times, U around it and read inside."""
+    rng = np.random.default_rng(12)
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["state", "W"], ["h1"]),
+            helper.make_node("MatMul", ["h1", "U"], ["next"]),
+            helper.make_node("Identity", ["go_on"], ["still"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [2, 50]),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [2, 50]),
+        ],
+        [onnx.numpy_helper.from_array(0.5 * sparse(rng, (50, 50)), "W")],
+    )
+    weights = {"three": np.int64(3), "always": np.bool_(True), "U": 0.5 * sparse(rng, (50, 50))}
+    nodes = [
+        helper.make_node("Loop", ["three", "always", "X"], ["state_3"], body=body),
+        helper.make_node("Reshape", ["state_3", "shape"], ["Y"]),
+    ]
+    return build(nodes, {"X": (2, 50)}, {**weights, "shape": np.array([2, 50])})
+
+
+def in_scan() -> ModelProto:
+    """W in the body of a Scan over four steps."""
+    rng = np.random.default_rng(13)
+    row = [TensorProto.FLOAT, [60]]
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "W"], ["h"]),
+            helper.make_node("Add", ["sum", "h"], ["total"]),
+            helper.make_node("Identity", ["total"], ["seen"]),
+        ],
+        "body",
+        [helper.make_tensor_value_info(name, *row) for name in ("sum", "x")],
+        [helper.make_tensor_value_info(name, *row) for name in ("total", "seen")],
+        [onnx.numpy_helper.from_array(sparse(rng, (60, 60)), "W")],
+    )
+    start = np.ones(60, np.float32)
+    node = helper.make_node("Scan", ["start", "X"], ["last", "Y"], body=body, num_scan_inputs=1)
+    return build([node], {"X": (4, 60)}, {"start": start})
 
 
 MODELS: dict[str, ModelProto] = {
@@ -117,7 +169,10 @@ MODELS: dict[str, ModelProto] = {
     "tied": tied(),
     "If": in_branch(),
     "If opset 18": in_branch(11),
-    "LSTM": lstm(),
+    "Loop": in_loop(),
+    "Scan": in_scan(),
+    "LSTM": recurrent("LSTM", 4),
+    "GRU": recurrent("GRU", 3),
 }
 
 
@@ -146,7 +201,7 @@ def test_same_outputs_and_same_bytes_back(name: str, format: str, tmp_path: Any)
     for a, b in zip(wanted, got, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
     assert not operators(onnx.load(tmp_path / "optimized.onnx")) & DECODING
-    if format != "coo" and name not in ("LSTM",):  # the reference knows no sparse_initializer
+    if format != "coo" and name not in ("LSTM", "GRU"):  # the reference knows no sparse_initializer
         np.testing.assert_allclose(
             ReferenceEvaluator(made.model).run(None, x)[0], wanted[0], rtol=1e-4, atol=1e-4
         )
@@ -170,8 +225,11 @@ WANTED_OPERATORS = {
     "Conv SAME_LOWER strided": {"CsrConv"},
     "MatMul rank 3": {"CsrMatMul"},
     "If": {"CsrMatMul"},
+    "Loop": {"CsrMatMul"},
+    "Scan": {"CsrMatMul"},
     "tied": {"BitmaskToDense"},
     "LSTM": {"BitmaskToDense"},
+    "GRU": {"BitmaskToDense"},
 }
 
 
