@@ -71,15 +71,16 @@ def ending_at(graph: fx.GraphModule, values: Sequence[str]) -> fx.GraphModule:
     missing = [v for v in values if v not in computed]
     if missing:
         raise ConfigError(f"train.output: {missing} are not computed in the training graph")
+    needed, pending = set[fx.Node](), [computed[v] for v in values]
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending += node.all_input_nodes
     copied: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
-        if node.op == "output":
-            break
-        copied[node] = cut.node_copy(node, lambda n: copied[n])
+        # placeholders stay, used or not: the caller passes every input of the model
+        if node in needed or node.op == "placeholder":
+            copied[node] = cut.node_copy(node, lambda n: copied[n])
     cut.output(tuple(copied[computed[v]] for v in values))
-    ended = fx.GraphModule(graph, cut)
-    # placeholders stay, used or not: the caller passes every input of the model
-    ended.graph.eliminate_dead_code()
-    ended.delete_all_unused_submodules()
-    ended.recompile()
-    return ended
+    return fx.GraphModule(graph, cut)

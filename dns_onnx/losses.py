@@ -54,10 +54,14 @@ def labels_loss(name: str, heads: Sequence[Head], ignore: int) -> Loss:
     return loss
 
 
-def teacher_loss(name: str, heads: Sequence[Head], temperature: float) -> Loss:
+def teacher_loss(
+    name: str, heads: Sequence[Head], temperature: float, scales: Mapping[str, float]
+) -> Loss:
     """The loss of a name (BY_TEACHER), or of a function, against the teacher's values by name.
 
     name: `auto` takes kl for class scores, binary for yes-or-no scores, mse for other numbers.
+    scales: the root mean square of the teacher's values; mse and l1 count differences in it, so
+        that outputs of all sizes weigh the same.
     Raises ConfigError, naming what there is.
     """
     if is_entry_point(name):
@@ -65,8 +69,8 @@ def teacher_loss(name: str, heads: Sequence[Head], temperature: float) -> Loss:
     known: dict[str, Callable[[Tensor, Tensor, Head], Tensor]] = {
         "kl": lambda y, t, h: divergence(y, t, h.axis, temperature),
         "binary": lambda y, t, h: binary_divergence(y, t, temperature),
-        "mse": lambda y, t, h: F.mse_loss(y.float(), t.float()) / _size(t.float() ** 2),
-        "l1": lambda y, t, h: F.l1_loss(y.float(), t.float()) / _size(t.float().abs()),
+        "mse": lambda y, t, h: F.mse_loss(y.float(), t.float()) / scales[h.value] ** 2,
+        "l1": lambda y, t, h: F.l1_loss(y.float(), t.float()) / scales[h.value],
         "cosine": lambda y, t, h: cosine(y, t),
     }
     if name not in (*known, "auto"):
@@ -187,7 +191,3 @@ def cosine(values: Tensor, wanted: Tensor) -> Tensor:
     """1 minus the cosine between the rows of both, averaged."""
     a, b = values.float().flatten(1), wanted.float().flatten(1)
     return 1 - F.cosine_similarity(a, b).mean()
-
-
-def _size(squares: Tensor) -> Tensor:
-    return squares.mean().clamp_min(1e-12)

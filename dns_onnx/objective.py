@@ -26,6 +26,7 @@ from dns_onnx.runtime.judge import metric_for
 from dns_onnx.runtime.metrics import Metric, aligned
 
 Array = NDArray[Any]
+SCALE_ROWS = 32  # rows that say how large the teacher's values are
 ON_SCORES = ("cross-entropy", "binary", "ctc", "kl", "auto")  # these want what an activation reads
 METRIC_OF = {"cross-entropy": "accuracy", "binary": "accuracy", "mse": "mse", "l1": "mse",
              "ctc": "ler"}  # fmt: skip
@@ -42,6 +43,15 @@ class Teacher(nn.Module):
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The values at the heads, by name."""
         return dict(zip(self.graph.values, self.graph(*inputs), strict=True))
+
+    def scales(self, data: Iterable[Batch], device: torch.device) -> dict[str, float]:
+        """The root mean square of each of the values over some rows; 1 where all are 0."""
+        squares: dict[str, list[float]] = {}
+        for batch in data:
+            for name, y in self(*to_device(batch, device)[0]).items():
+                finite = y.float()[y.isfinite()]
+                squares.setdefault(name, []).append(float((finite**2).mean()))
+        return {name: float(np.sqrt(np.nanmean(s))) or 1.0 for name, s in squares.items()}
 
 
 @dataclass(frozen=True)
@@ -130,15 +140,16 @@ class Objective:
 
 
 def prepare_objective(
-    model: ModelProto, graph: fx.GraphModule, config: Config, feeding: Feeding, sample: Batch,
+    model: ModelProto, graph: fx.GraphModule, config: Config, feeding: Feeding, data: Dataset,
     device: torch.device,
 ) -> tuple[TrainingGraph, Objective]:  # fmt: skip
     """The graph to train and what it is trained for.
 
-    graph: the imported model, without masks yet.  sample: some rows of the data, which say whether
-        there are labels, and of what kind.
+    graph: the imported model, without masks yet.  data: the teaching rows; they say whether there
+        are labels, of what kind, and how large the teacher's values are.
     Raises ConfigError and DataError.
     """
+    sample = data.take(np.arange(1))
     labelled = bool(sample.targets)
     share = config.distill.weight
     share = (0.0 if labelled else 1.0) if share is None else share
@@ -151,11 +162,14 @@ def prepare_objective(
         found = tuple(replace(h, value=h.output, kind="values") for h in found)
     training = TrainingGraph(graph, found, feeding)
     by_labels = labels_loss(names[0], found, config.train.ignore_label) if share < 1 else None
-    by_teacher = teacher_loss(names[1], found, config.distill.temperature) if share > 0 else None
     judge = _metric(config, found, names[0], sample)
-    teacher = None
+    teacher = by_teacher = None
     if share > 0 or judge.against == "original":
         teacher = Teacher(TrainingGraph(copy.deepcopy(graph), found, feeding)).to(device)
+    if share > 0 and teacher is not None:
+        rows = np.unique(np.linspace(0, len(data) - 1, SCALE_ROWS).astype(np.int64))
+        scales = teacher.scales((data.take(rows[i : i + 1]) for i in range(len(rows))), device)
+        by_teacher = teacher_loss(names[1], found, config.distill.temperature, scales)
     return training, Objective(
         found, judge, by_labels, by_teacher, share, teacher, _said(names, found, share, judge)
     )

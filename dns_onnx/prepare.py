@@ -54,9 +54,8 @@ def prepare_run(
     data: the teaching rows, which say whether there are labels.
     """
     graph.to(device)
-    sample = data.take(np.arange(1))
     training, objective = prepare_objective(
-        model, graph, config, model_feeding(model), sample, device
+        model, graph, config, model_feeding(model), data, device
     )
     weights = trained_weights(graph, training)
     found = layers(graph)

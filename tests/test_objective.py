@@ -46,10 +46,10 @@ def net(*tail: str, classes: int = 4, extra: bool = False) -> onnx.ModelProto:
 
 def objective(model: onnx.ModelProto, config: Config, **targets: np.ndarray):
     x = RNG.standard_normal((6, 8)).astype(np.float32)
-    batch = Batch({"x": x}, targets)
+    data = ArrayDataset(input_specs(model), {"x": x}, targets, config.preprocess, "test")
     graph = import_model(model)
-    training, found = prepare_objective(model, graph, config, model_feeding(model), batch, CPU)
-    return training, found, batch
+    training, found = prepare_objective(model, graph, config, model_feeding(model), data, CPU)
+    return training, found, Batch({"x": x}, targets)
 
 
 def settings(**train: object) -> Config:
@@ -195,7 +195,7 @@ def test_ctc_counts_labels_above_the_blank() -> None:
 def test_losses_against_a_teacher_pull_towards_it(name: str) -> None:
     wanted = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     given = torch.zeros(5, 4).add_(0.1).requires_grad_()
-    loss = teacher_loss(name, [Head("y", "y", "values")], 1.0)
+    loss = teacher_loss(name, [Head("y", "y", "values")], 1.0, {"y": 1.0})
     first = loss([given], {"y": wanted})
     first.backward()
     nearer = given.detach() - 0.05 * given.grad / given.grad.norm()

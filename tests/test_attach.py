@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from dns_onnx.attach import TrainingGraph, ending_at
+from dns_onnx.converters.heads import Head
+from dns_onnx.converters.importer import import_model
+from dns_onnx.errors import ConfigError, DataError
+from dns_onnx.masks import holders
+from dns_onnx.runtime.batching import Feeding
+
+
+def branching() -> onnx.ModelProto:
+    """y = x @ a, or x @ b where the flag says so, in the body of an If; z = Softmax(x @ c)."""
+
+    def weight(name: str) -> onnx.TensorProto:
+        values = np.random.default_rng(len(name)).standard_normal((3, 3)).astype(np.float32)
+        return numpy_helper.from_array(values, name)
+
+    def body(name: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(f"{name}.y", TensorProto.FLOAT, ["n", 3])
+        node = helper.make_node("MatMul", ["x", f"{name}.w"], [f"{name}.y"])
+        return helper.make_graph([node], name, [], [out], [weight(f"{name}.w")])
+
+    nodes = [
+        helper.make_node("If", ["flag"], ["y"], then_branch=body("a"), else_branch=body("bb")),
+        helper.make_node("MatMul", ["x", "ccc.w"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["z"], axis=1),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3]),
+              helper.make_tensor_value_info("flag", TensorProto.BOOL, [])]  # fmt: skip
+    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 3]) for n in "yz"]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [weight("ccc.w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_graph_ends_where_it_is_told_and_leaves_the_whole_as_it_was() -> None:
+    graph = import_model(branching())
+    x, flag = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor(True)
+    y, z = graph(x, flag)
+    ended = ending_at(graph, ["s", "y"])
+    assert set(holders(ending_at(graph, ["s"]))) == {"ccc.w"}
+    s, again = ended(x, flag)
+    assert torch.equal(s.softmax(1), z)
+    assert torch.equal(again, y)
+    copied = copy.deepcopy(graph)  # bodies of control flow are shared, and must stay whole
+    assert torch.equal(copied(x, flag)[0], y)
+    with pytest.raises(ConfigError, match=r"\['t'\] are not computed"):
+        ending_at(graph, ["t"])
+
+
+def test_the_loss_attaches_before_what_users_read() -> None:
+    graph = import_model(branching())
+    training = TrainingGraph(graph, [Head("s", "z", "classes")], Feeding((0, None), None))
+    x, flag = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([True])
+    assert torch.equal(training(x, flag)[0].softmax(1), training.read(x, flag)[0])
+    names = {n.split(".")[-2] for n, _ in training.named_parameters()}
+    assert len(names) == 1, "weights are shared, not doubled"
+
+
+def test_pieces_of_a_fixed_batch_give_what_the_whole_would() -> None:
+    graph = import_model(branching())
+    head = [Head("s", "s", "values")]
+    x, flag = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([True])
+    whole = TrainingGraph(graph, head, Feeding((0, None), None))(x, flag)[0]
+    pieces = TrainingGraph(graph, head, Feeding((0, None), 2))(x, flag)[0]
+    torch.testing.assert_close(pieces, whole)
+    with pytest.raises(DataError, match=r"does not run on inputs of shape \[\[5, 2\], \[\]\]"):
+        TrainingGraph(graph, head, Feeding((0, None), None))(x[:, :2], flag)
