@@ -10,7 +10,8 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, helper, inliner
 
 from dns_onnx.converters.encodings import is_encoded, to_dense
-from dns_onnx.converters.structure import byte_length, check_structure, has_operands
+from dns_onnx.converters.order import used_names
+from dns_onnx.converters.structure import all_sound, byte_length, check_structure
 from dns_onnx.converters.wire import Span, without_large_tensors
 from dns_onnx.errors import DnsOnnxError, ModelError
 
@@ -186,10 +187,10 @@ def _without_large_tensors(model: ModelProto) -> ModelProto:
     """A copy whose large tensors are graph inputs of the same type, and without old types."""
     light = ModelProto(ir_version=max(model.ir_version, 4))
     light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    light.functions.extend(f for f in model.functions if all_sound(f.node, opsets))
     source, target = model.graph, light.graph
     target.name = source.name or "graph"
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
     named = {tensor.name for tensor in source.initializer}
     target.input.extend(i for i in source.input if i.name not in named)
     for tensor in source.initializer:
@@ -201,8 +202,12 @@ def _without_large_tensors(model: ModelProto) -> ModelProto:
         held = next((a.t for a in node.attribute if a.HasField("t")), None)
         if node.op_type == "Constant" and node.output and held is not None and _is_large(held):
             target.input.append(_typed(node.output[0], held))
-        elif has_operands(node, opsets):
+        elif all_sound([node], opsets):
             target.node.append(node)
+    known = {i.name for i in target.input} | {t.name for t in target.initializer}
+    known |= {name for node in target.node for name in node.output}
+    for name in sorted({n for node in target.node for n in used_names(node)} - known):
+        target.input.add(name=name)  # without a type: what is not known at all ends the process
     for output in source.output:
         target.output.add(name=output.name)
         kind = output.type.WhichOneof("value")

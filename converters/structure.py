@@ -30,6 +30,7 @@ _DEEPEST = 32
 _PACKED = {21: 4, 22: 4, 23: 4, 25: 2, 26: 2, 27: 6, 28: 6}
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 _LARGEST = 2**62
+_RANK = 64  # more axes than any tensor has
 
 
 def check_structure(model: ModelProto, where: str) -> list[TensorProto]:
@@ -78,12 +79,27 @@ def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
                 yield from tensors(graph)
 
 
-def has_operands(node: NodeProto, opsets: Mapping[str, int]) -> bool:
-    """Whether a node has the operands and results that its schema counts on, if it has one.
+def all_sound(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> bool:
+    """Whether nodes, and those in their bodies, have all operands that their schemas count on.
 
-    ONNX's shape inference reads them without a look.  Resize is exempt: files of opset 11 leave
-    out an operand that only became optional later.
+    ONNX's shape inference reads them without a look.
     """
+    return all(
+        _has_operands(node, opsets)
+        and all(all_sound(body.node, opsets) for a in node.attribute for body in _bodies(a))
+        for node in nodes
+    )
+
+
+def _has_operands(node: NodeProto, opsets: Mapping[str, int]) -> bool:
+    """Whether a node fits its schema, if it has one.
+
+    Resize is exempt: files of opset 11 leave out an operand that only became optional later.
+    LabelEncoder never fits: its inference ends the process where its operand has no type.
+    """
+    wild = any(a.name == "axis" and not -_RANK <= a.i <= _RANK for a in node.attribute)
+    if wild or node.op_type == "LabelEncoder":
+        return False
     try:
         schema = defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
     except defs.SchemaError:

@@ -1,0 +1,130 @@
+"""Damaged models are imported or refused, and nothing else happens."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper
+
+from dns_onnx.converters.importer import import_model
+from dns_onnx.converters.reader import read_model
+from dns_onnx.errors import DnsOnnxError, ModelError
+
+from .models import built, real
+from .mutations import LOCATIONS, damage, damage_bytes
+
+SEEDS = st.integers(0, 2**32 - 1)
+FEW = settings(
+    max_examples=40,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+BUILT = dict(built())
+
+
+def imported_or_refused(data: bytes, folder: Path) -> None:
+    path = folder / "model.onnx"
+    path.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        causes = [refusal(take, path) for take in (read_model, import_model)]
+    assert not any(isinstance(cause, MemoryError) for cause in causes)
+
+
+def refusal(take: Callable[[Path], object], path: Path) -> BaseException | None:
+    try:
+        take(path)
+    except DnsOnnxError as error:
+        return error.__cause__
+    return None
+
+
+@pytest.mark.parametrize("name", BUILT)
+@FEW
+@given(seed=SEEDS)
+def test_damaged_bytes(tmp_path: Path, name: str, seed: int) -> None:
+    imported_or_refused(damage_bytes(BUILT[name].SerializeToString(), seed), tmp_path)
+
+
+@pytest.mark.parametrize("name", BUILT)
+@FEW
+@given(seed=SEEDS)
+def test_damaged_structure(tmp_path: Path, name: str, seed: int) -> None:
+    imported_or_refused(damage(BUILT[name], seed).SerializeToString(), tmp_path)
+
+
+@settings(FEW, max_examples=30)
+@given(seed=SEEDS)
+def test_damaged_real_models(data_root: Path, tmp_path: Path, seed: int) -> None:
+    models = real()
+    _, model = models[seed % len(models)]
+    imported_or_refused(damage(model, seed).SerializeToString(), tmp_path)
+
+
+@pytest.mark.parametrize("location", [place for place in LOCATIONS if place != "w.bin"])
+def test_no_place_outside_the_folder_is_read(tmp_path: Path, location: str) -> None:
+    folder = tmp_path / "model"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "w.bin").write_bytes(bytes(4096))
+    (tmp_path / "secret.bin").write_bytes(bytes(65536))
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    model = ModelProto()
+    model.CopyFrom(BUILT["net"])
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    for take in (read_model, import_model):
+        with pytest.raises(ModelError, match=f"tensor '{tensor.name}'"):
+            take(path)
+
+
+def _no_data(model: ModelProto) -> None:
+    model.graph.initializer[0].data_type = TensorProto.UINT2
+
+
+def _huge(model: ModelProto) -> None:
+    del model.graph.initializer[-1].dims[:]
+    model.graph.initializer[-1].dims.append(2**31 - 1)
+
+
+def _no_operand(model: ModelProto) -> None:
+    model.graph.node[-1].input[0] = ""  # a LabelEncoder
+
+
+def _endless(model: ModelProto) -> None:
+    function = model.functions.add(name="F", domain="local", output=["y"])
+    function.node.add(op_type="F", domain="local", output=["y"])
+
+
+def _far_axis(model: ModelProto) -> None:
+    node = model.graph.node.add(op_type="LayerNormalization", input=["m", "m"], output=["n"])
+    node.attribute.append(helper.make_attribute("axis", 2**63 - 1))
+    model.graph.output.add(name="n")
+
+
+@pytest.mark.parametrize("fault", [_no_data, _huge, _endless], ids=lambda f: f.__name__)
+def test_what_ended_the_process_is_refused(fault: Callable[[ModelProto], None]) -> None:
+    broken = ModelProto()
+    broken.CopyFrom(BUILT["net"])
+    fault(broken)
+    with pytest.raises(ModelError):
+        import_model(broken)
+
+
+@pytest.mark.parametrize("fault", [_no_operand, _far_axis], ids=lambda f: f.__name__)
+def test_what_onnx_own_inference_does_not_survive_is_kept_from_it(
+    fault: Callable[[ModelProto], None], tmp_path: Path
+) -> None:
+    broken = ModelProto()
+    broken.CopyFrom(BUILT["function"])
+    fault(broken)
+    imported_or_refused(broken.SerializeToString(), tmp_path)
