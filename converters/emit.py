@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 def emit_node(builder: Builder, step: Step, use: str = "train") -> None:
     """Write the call(s) of one ONNX node and note its outputs' values."""
     entry, proto = step.entry, step.proto
+    if entry.name == "Conv":
+        _lay_out(step.operands[1])
     args, host = _arguments(builder, step, use)
     attrs = {name: value for name, value in step.attrs.items() if entry.takes(name)}
     extra = injected(builder, step)
@@ -49,6 +51,16 @@ def emit_node(builder: Builder, step: Step, use: str = "train") -> None:
             _note_output(builder, name, made, host)
     if entry.prunable:
         builder.layers.extend(describe_layer(step))
+
+
+def _lay_out(weight: Value | None) -> None:
+    """Have the weight of an image convolution held channels-last, if nobody holds it yet.
+
+    The results then come channels-last too, and all that follows: that is the order in which the
+    kernels of CUDA and of oneDNN compute, so that they need not reorder at every call.
+    """
+    if weight is not None and weight.trainable and len(weight.shape or ()) == 4:
+        weight.channels_last = True
 
 
 def _call_function(

@@ -65,7 +65,10 @@ def emit_held(builder: Builder, value: Value, use: str) -> fx.Node:
     """The call of a float initializer's holder, made once; trained if anybody trains it."""
     if value.node is None:
         name = builder.unique_holder_name(value.name)
-        holder = Masked(name, value.tensor(), trainable=False)
+        tensor = value.tensor()
+        if value.channels_last:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        holder = Masked(name, tensor, trainable=False)
         # the holder owns the values from here on: a second reference would double the memory
         value.constant = holder.weight.detach
         value.cache.pop("constant", None)

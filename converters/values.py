@@ -40,6 +40,7 @@ class Value:
     dims: integers known in part.  host: lives on the CPU whatever the model's device.
     weight: name of the float initializer it comes from through layout-only operators.
     trainable: a gradient should reach the initializers that it is computed from.
+    channels_last: held with its channels innermost in memory, as image convolutions like it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Value:
     weight: str = ""
     trainable: bool = False
     scalar_weight: bool = False
+    channels_last: bool = False
     cache: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -63,7 +63,10 @@ class Masked(nn.Module):
                 f"mask of '{self.name}': expected bool {tuple(self.weight.shape)}, "
                 f"got {mask.dtype} {tuple(mask.shape)}"
             )
-        self.mask = mask.to(self.weight.device)
+        mask = mask.to(self.weight.device)
+        if mask.stride() != self.weight.stride():  # weights may lie channels-last
+            mask = torch.empty_like(self.weight, dtype=torch.bool).copy_(mask)
+        self.mask = mask
 
     def forward(self) -> Tensor:
         if self.mask is None:
@@ -119,12 +122,17 @@ def multiply(weight: Tensor, mask: Tensor, *, out: Tensor) -> None:
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of the tensors piece by piece, small enough for the cache on a CPU, whole elsewhere."""
+    """Views of the tensors piece by piece, small enough for the cache on a CPU, whole elsewhere.
+
+    The tensors have one shape and lie in memory in one order.
+    """
     first = tensors[0]
     if first.device.type != "cpu" or first.numel() <= CACHE_CHUNK:
         yield tensors
         return
-    flat = [t.view(-1).split(CACHE_CHUNK) for t in tensors]
+    # in the order in which the entries lie in memory, which is not always that of the axes
+    order = sorted(range(first.dim()), key=first.stride, reverse=True)
+    flat = [t.permute(order).view(-1).split(CACHE_CHUNK) for t in tensors]
     yield from zip(*flat, strict=True)
 
 

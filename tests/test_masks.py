@@ -129,6 +129,35 @@ def test_large_products_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(out, weight * mask)
 
 
+def channels_last(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("chunk", [64, 1 << 17])
+def test_a_weight_that_lies_channels_last(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(masks, "CACHE_CHUNK", chunk)
+    weight, mask = channels_last(7, 5, 3, 3), torch.rand(7, 5, 3, 3) > 0.5
+    holder = Masked("w", weight.clone())
+    holder.attach_mask(mask)
+    assert torch.equal(holder(), weight * mask)
+    prune_and_splice(holder.weight.detach(), holder.mask, 0.5, 0.6)
+    kept = (mask & (weight.abs() > 0.5)) | (weight.abs() > 0.6)
+    assert torch.equal(holder.mask, kept)
+
+
+def test_the_fused_optimizer_moves_a_weight_that_lies_channels_last() -> None:
+    holder = Masked("w", channels_last(7, 5, 3, 3))
+    holder.attach_mask()
+    x = torch.randn(2, 5, 8, 8)
+    before = holder.weight.detach().clone()
+    optimizer = torch.optim.SGD(holder.parameters(), lr=0.1, momentum=0.9, fused=True)
+    torch.conv2d(x, holder()).square().mean().backward()
+    optimizer.step()
+    plain = before.contiguous().requires_grad_(True)
+    torch.conv2d(x, plain).square().mean().backward()
+    torch.testing.assert_close(holder.weight, before - 0.1 * plain.grad)
+
+
 def test_compiled_gate_equals_eager() -> None:
     holder = masked()
     compiled = torch.compile(holder, backend="eager", fullgraph=True)

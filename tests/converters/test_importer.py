@@ -221,6 +221,19 @@ def test_static_shapes_are_folded_away() -> None:
     assert module(torch.from_numpy(feeds[0])).tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
+def test_weights_of_image_convolutions_lie_channels_last() -> None:
+    nodes = [
+        node("Conv", ["x", "image"], ["a"]),
+        node("MatMul", ["a", "other"], ["y"]),
+    ]
+    weights = {"image": floats(4, 3, 3, 3), "other": floats(1, 4, 6, 5, seed=1)}
+    model, feeds = graph_model(nodes, {"x": floats(1, 3, 8, 8)}, weights, ["y"], opset=13)
+    assert_same(model, feeds)
+    held = holders(import_model(model))
+    last = {n: h.weight.is_contiguous(memory_format=torch.channels_last) for n, h in held.items()}
+    assert last == {"image": True, "other": False}
+
+
 def test_nodes_may_stand_in_any_order() -> None:
     model, feeds = lenet()
     nodes = list(model.graph.node)[::-1]
