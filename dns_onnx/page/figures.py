@@ -85,9 +85,11 @@ def front(story: Story) -> Figure | None:
             plot.line([(r, y.clipped(m)) for r, m in line], "line front")
         if original is not None:
             below = budget is not None and budget >= original
-            plot.across(original, "rule", f"original {say(original)}", below)
+            plot.across(original, "rule", f"original {metric.text(original)}", below)
         if budget is not None and budget != original:
-            plot.across(budget, "rule budget", f"allowed {say(budget)}", budget < (original or 0))
+            plot.across(
+                budget, "rule budget", f"allowed {metric.text(budget)}", budget < (original or 0)
+            )
         for t in seen:
             m, class_ = t.metric or 0.0, t.verdict.replace(" ", "-")
             said = f"trial {t.trial}: {t.ratio:.1f}x, {name} {metric.text(m)}, {t.verdict}"

@@ -110,9 +110,12 @@ def _quality(story: Story) -> list[tuple[str, str, str]]:
     m = story.result.check.metric
     if m is None:
         return []
-    before, after, drop = m.said
+    before, after, _ = m.said
+    moved = "worse" if m.drop > 0 else "better"
     words = f"{before} before" if m.against == "labels" else "with the original model's outputs"
-    return [(m.name[:1].upper() + m.name[1:], unbroken(after), unbroken(f"{words}; drop {drop}"))]
+    if m.drop:
+        words = f"{words}; {abs(m.drop):.2f} {m.unit} {moved}"
+    return [(m.name[:1].upper() + m.name[1:], unbroken(after), unbroken(words))]
 
 
 def totals_table(story: Story) -> Table:

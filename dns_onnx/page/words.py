@@ -45,7 +45,7 @@ def duration(milliseconds: float) -> str:
 def reading(metric: Metric) -> Callable[[float], str]:
     """How values of a metric are written beside an axis."""
     if metric.kind == "fraction":
-        return share
+        return lambda value: f"{100 * value:.4g}{_GAP}%"
     return lambda value: f"{value:.4g}{_GAP}{metric.unit}".rstrip()
 
 
