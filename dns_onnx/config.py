@@ -143,6 +143,8 @@ class Train(_Strict):
     ignore_label: the class number that neither counts.
     eval_every: iterations between two looks at the held-out data, once the masks are frozen; the
         state that does best there is the result.  0: the last state is the result.
+    precision: of the forward and backward pass; the weights stay float32.
+    compile: let torch.compile fuse the graph; pays on CUDA and for long runs.
     """
 
     iterations: int = Field(20_000, ge=1)
@@ -153,6 +155,8 @@ class Train(_Strict):
     eval_every: int = Field(1000, ge=0)
     log_every: int = Field(100, ge=1)
     checkpoint_seconds: float = Field(30.0, gt=0)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
 
     @property
     def outputs(self) -> list[str]:

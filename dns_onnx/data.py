@@ -246,16 +246,21 @@ def batches(data: Dataset, size: int, limit: int | None = None) -> Iterator[Batc
         yield data.take(np.arange(start, min(start + size, stop)))
 
 
-def shifted(images: Array, pixels: int, rng: np.random.Generator) -> Array:
+def shifts(rows: int, pixels: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """How far `shifted` moves each row, drawn: [2, rows], from 0 to 2 * pixels."""
+    return rng.integers(0, 2 * pixels + 1, (2, rows))
+
+
+def shifted(images: Array, pixels: int, moves: NDArray[np.int64]) -> Array:
     """Each image moved by up to `pixels` along both of its last two axes, edges repeated.
 
-    images: [N, ..., H, W].  Returns the same shape.
+    images: [N, ..., H, W].  moves: [2, N], from 0 to 2 * pixels; `pixels` leaves an image in place.
+    Returns the same shape as images.
     """
     n, (height, width) = len(images), images.shape[-2:]
     pad = [(0, 0)] * (images.ndim - 2) + [(pixels, pixels)] * 2
     padded = np.pad(images, pad, mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(-2, -1))
-    moves = rng.integers(0, 2 * pixels + 1, (2, n))
     return np.ascontiguousarray(windows[np.arange(n), ..., moves[0], moves[1], :, :])
 
 

@@ -52,5 +52,9 @@ class Interrupted(DnsOnnxError):
     """The user stopped the run; the checkpoint to resume from is named in the message."""
 
 
+class NotMain(DnsOnnxError):
+    """This process has done its part; the first one of its group writes and returns the result."""
+
+
 class NativeLibraryError(DnsOnnxError):
     """The native sparse kernels were asked for and cannot be used here."""

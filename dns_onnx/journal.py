@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dns_onnx import distributed
 from dns_onnx.errors import CheckpointError, ConfigError
 from dns_onnx.surgery import Surgery
 
@@ -87,6 +88,9 @@ class Journal:
     @contextmanager
     def open(self) -> Iterator[None]:
         """The log, cut back to what the checkpoint knows of; events after that are withdrawn."""
+        if not distributed.is_main():
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / LOG
         path.touch()
@@ -109,7 +113,7 @@ class Journal:
     @torch.no_grad()
     def look(self, iteration: int) -> tuple[float, dict[str, Change]]:
         """(mean loss, what happened to each layer) since the look before."""
-        counts = [self.loss_sum]
+        counts = [distributed.mean(self.loss_sum)]
         for layer in self.surgery:
             sums = [
                 self._changes(t.name, t.mask) for t in layer.tensors if t.mask is not None
@@ -135,7 +139,9 @@ class Journal:
         return found
 
     def write(self, progress: Progress) -> None:
-        """Append a look to the log, and to the events."""
+        """Append a look to the log, and to the events; of many processes, the first one does."""
+        if not distributed.is_main():
+            return
         if self._log is None:
             raise RuntimeError("the journal is not open")
         self._log.write(json.dumps(asdict(progress)) + "\n")

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from dns_onnx import sources
+from dns_onnx import distributed, sources
 from dns_onnx.config import Config
 from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.exporter import Export, export_model
@@ -25,7 +25,7 @@ from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
 from dns_onnx.data import Dataset, all_labels, batches
 from dns_onnx.drawn import WEAK
-from dns_onnx.errors import ConfigError
+from dns_onnx.errors import ConfigError, NotMain
 from dns_onnx.journal import Observer, silent
 from dns_onnx.prepare import (
     Spared,
@@ -119,7 +119,8 @@ def compress(
     drop_dead: also remove units that died with the pruning, where the result is provably the same.
     bench_seconds: how long each contender of the check is timed.
     observe: called with each look at the run.  tensorboard: folder for its events.
-    Raises a DnsOnnxError that says what to mend; `out` is then untouched.
+    Raises a DnsOnnxError that says what to mend; `out` is then untouched.  Of many processes (see
+    `distributed.processes`) the first one returns; the others raise NotMain when they are done.
     """
     config = config or Config()
     out = Path(out)
@@ -151,6 +152,8 @@ def compress(
         run.start_fresh()
     started_at = run.resume() if resume else 0
     outcome = run.train(teaching, heldout, observe)
+    if not distributed.is_main():
+        raise NotMain(f"process {distributed.rank()}: the first process writes the result")
     export = export_model(
         model, effective_weights(run), out, format=format, values=values, drop_dead=drop_dead,
         metadata=provenance(config, run, outcome, str(model)),

@@ -68,15 +68,28 @@ class Optimizer:
                 groups, lr=solver.lr, momentum=solver.momentum,
                 weight_decay=solver.weight_decay, fused=True,
             )  # fmt: skip
+            # torch leaves it undefined where the very first step is skipped for an overflow
+            for group in self.torch.param_groups if solver.momentum else ():
+                for weight in group["params"]:
+                    self.torch.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         else:
             self.torch = torch.optim.AdamW(
                 groups, lr=solver.lr, weight_decay=solver.weight_decay, fused=True
             )
 
-    def step(self, iteration: int, iterations: int) -> float:
-        """Update the weights from their gradients; returns the learning rate."""
+    def step(
+        self, iteration: int, iterations: int, scaler: torch.amp.GradScaler | None = None
+    ) -> float:
+        """Update the weights from their gradients; returns the learning rate.
+
+        scaler: of the loss that they are the gradients of.
+        """
         rate = learning_rate(self.solver, iteration, iterations)
         for group in self.torch.param_groups:
             group["lr"] = rate * group["factor"]
-        self.torch.step()
+        if scaler is None:
+            self.torch.step()
+        else:
+            scaler.step(self.torch)
+            scaler.update()
         return rate

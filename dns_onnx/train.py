@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dns_onnx import checkpoint
+from dns_onnx import checkpoint, distributed
 from dns_onnx.attach import TrainingGraph
 from dns_onnx.config import Config
-from dns_onnx.data import Batch, Dataset, batch_rows, batches, shifted
+from dns_onnx.data import Batch, Dataset, batch_rows, batches, shifted, shifts
 from dns_onnx.errors import CheckpointError, Interrupted, TrainingError
 from dns_onnx.interrupt import interruptible
 from dns_onnx.journal import Journal, Observer, Progress
 from dns_onnx.masks import Masked
 from dns_onnx.objective import Objective, to_device
+from dns_onnx.precision import Precision
 from dns_onnx.solver import Optimizer
 from dns_onnx.surgery import Surgery
 
@@ -74,6 +75,7 @@ class Run:
             [w for n, w in weights.items() if n in biases],
             config.solver,
         )
+        self.precision = Precision(config.train.precision, device)
         self.best = Best()
         self.iteration = 0
         self.seconds = 0.0
@@ -91,15 +93,19 @@ class Run:
         started, saved = time.monotonic() - self.seconds, time.monotonic()
         with interruptible() as stop, self.journal.open():
             self.model.train()
+            if settings.compile:
+                self.model.graph.compile()
+            forward = distributed.parallel(self.model)
             while self.iteration < iterations:
                 i = self.iteration
                 self.surgery.step(i)
                 inputs, targets = to_device(self.batch(data, i), self.device)
-                loss = self.objective.loss(self.model(*inputs), inputs, targets)
+                with self.precision.context():
+                    loss = self.objective.loss(forward(*inputs), inputs, targets)
                 self.optimizer.torch.zero_grad()
-                loss.backward()
+                self.precision.backward(loss, self.optimizer.torch)
                 self.surgery.listen(i)
-                rate = self.optimizer.step(i, iterations)
+                rate = self.optimizer.step(i, iterations, self.precision.scaler)
                 self.journal.add(loss)
                 self.iteration = i + 1
 
@@ -109,11 +115,12 @@ class Run:
                     self.seconds = time.monotonic() - started
                     self._look(rate, heldout, observe)
                 due = time.monotonic() - saved >= settings.checkpoint_seconds
-                if last or due or stop.is_set():
+                stopped, due = distributed.agree(stop.is_set(), due)
+                if last or due or stopped:
                     self.seconds = time.monotonic() - started
                     self.save()
                     saved = time.monotonic()
-                if stop.is_set() and not last:
+                if stopped and not last:
                     raise Interrupted(
                         f"stopped at iteration {self.iteration} of {iterations}; "
                         f"go on with --resume (checkpoint in {self.folder})"
@@ -121,18 +128,20 @@ class Run:
         return self._finish()
 
     def batch(self, data: Dataset, iteration: int) -> Batch:
-        """The rows of an iteration, augmented: a function of seed and iteration alone."""
+        """This process's rows of an iteration, augmented: seed and iteration alone decide."""
         c = self.config
         rows = batch_rows(len(data), c.data.batch, iteration, c.seed if c.data.shuffle else None)
-        batch = data.take(rows)
-        if c.data.shift:
-            rng = np.random.default_rng([c.seed, 1, iteration])
-            moved = {
-                k: shifted(x, c.data.shift, rng) if x.ndim >= 3 and len(x) == len(rows) else x
-                for k, x in batch.inputs.items()
-            }
-            batch = Batch(moved, batch.targets)
-        return batch
+        mine = distributed.share(len(rows))
+        batch = data.take(rows[mine])
+        if not c.data.shift:
+            return batch
+        rng = np.random.default_rng([c.seed, 1, iteration])
+        moved = {}
+        for name, x in batch.inputs.items():
+            if x.ndim >= 3 and len(x) == len(rows[mine]):
+                x = shifted(x, c.data.shift, shifts(len(rows), c.data.shift, rng)[:, mine])
+            moved[name] = x
+        return Batch(moved, batch.targets)
 
     def _look(self, rate: float, heldout: Dataset | None, observe: Observer) -> None:
         """Check the loss, read the held-out metric when due, log and report."""
@@ -155,7 +164,9 @@ class Run:
             return None
         self.model.eval()
         rows = batches(heldout, eval_batch(self.config))
-        found = self.objective.score(self.model, rows, self.device)
+        with self.precision.context():
+            score = self.objective.score(self.model, rows, self.device)
+        found = distributed.from_main(score)  # by which all decide
         self.model.train()
         frozen = self.iteration >= min(self.surgery.frozen_at(), last)
         if frozen and self.objective.metric.better(found, self.best.metric):
@@ -189,6 +200,12 @@ class Run:
 
         Raises CheckpointError.
         """
+        if not distributed.is_main():
+            return distributed.wait()
+        self._clear()
+        distributed.wait()
+
+    def _clear(self) -> None:
         found = checkpoint.latest(self.folder)
         if found is None:
             return
@@ -202,9 +219,9 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint; refuses a state that is no longer finite."""
-        tensors: dict[str, Tensor] = {"rng.torch": torch.get_rng_state()}
+        tensors: dict[str, Tensor] = {"rng.torch": distributed.gather(torch.get_rng_state())}
         if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+            tensors["rng.cuda"] = distributed.gather(torch.cuda.get_rng_state(self.device))
         for name, holder in self.weights.items():
             tensors[f"weight.{name}"] = holder.weight
             if holder.mask is not None:
@@ -220,8 +237,10 @@ class Run:
             "fingerprint": self.fingerprint, "surgery": self.surgery.state(),
             "best": best if self.best.weights else None, "seconds": self.seconds,
             "journal": self.journal.state(), "threads": torch.get_num_threads(),
+            "scale": self.precision.state(),
         }  # fmt: skip
-        checkpoint.save(self.folder, self.iteration, tensors, state)
+        if distributed.is_main():
+            checkpoint.save(self.folder, self.iteration, tensors, state)
 
     @torch.no_grad()
     def resume(self) -> int:
@@ -248,9 +267,10 @@ class Run:
                 for key in SOLVER_STATE
                 if f"{key}.{name}" in t
             }
-        torch.set_rng_state(t["rng.torch"])
+        torch.set_rng_state(distributed.own(t["rng.torch"]))
         if "rng.cuda" in t and self.device.type == "cuda":
-            torch.cuda.set_rng_state(t["rng.cuda"], self.device)
+            torch.cuda.set_rng_state(distributed.own(t["rng.cuda"]), self.device)
+        self.precision.load_state(found.state["scale"])
         torch.set_num_threads(found.state["threads"])
         self.surgery.load_state(found.state["surgery"])
         if found.state["best"]:

@@ -19,6 +19,7 @@ from dns_onnx.data import (
     batches,
     check_labels,
     shifted,
+    shifts,
     split,
 )
 from dns_onnx.errors import ConfigError, DataError
@@ -72,7 +73,7 @@ def test_shuffled_batches_visit_every_row_once_an_epoch() -> None:
 def test_shifts_move_whole_images_by_at_most_the_given_pixels() -> None:
     image = np.zeros((64, 1, 7, 7), np.float32)
     image[:, 0, 3, 3] = 1
-    moved = shifted(image, 2, np.random.default_rng(0))
+    moved = shifted(image, 2, shifts(64, 2, np.random.default_rng(0)))
     assert moved.shape == image.shape
     places = {tuple(np.argwhere(m[0])[0]) for m in moved}
     assert {p for place in places for p in place} == {1, 2, 3, 4, 5}

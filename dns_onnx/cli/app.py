@@ -9,7 +9,7 @@ import typer
 
 from dns_onnx.cli import bench, check, compress, convert, demo, inspect
 from dns_onnx.cli.console import errors
-from dns_onnx.errors import DnsOnnxError, Interrupted
+from dns_onnx.errors import DnsOnnxError, Interrupted, NotMain
 
 WRONG, STOPPED = 2, 130
 DEBUG = "DNS_ONNX_DEBUG"
@@ -33,6 +33,8 @@ def main() -> None:
     except Interrupted as stopped:
         errors.print(f"dns-onnx: {stopped}", style="yellow", markup=False)
         sys.exit(STOPPED)
+    except NotMain:
+        sys.exit(0)
     except KeyboardInterrupt:
         errors.print("dns-onnx: stopped", style="yellow")
         sys.exit(STOPPED)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dns_onnx import page, report
+from dns_onnx import distributed, page, report
 from dns_onnx.cli.console import command_line, out, print_verdict, show, training_progress
 from dns_onnx.config import Config, load_config, load_recipe, recipes
 from dns_onnx.converters.exporter import Export
@@ -126,7 +126,8 @@ def command(
     settings = with_shapes(settings, shape or [])
     if report_dir is not None:
         report_dir.mkdir(parents=True, exist_ok=True)  # refused now rather than after training
-    with training_progress() as observe:
+    many = distributed.processes(device.value, settings.data.batch)
+    with many, training_progress() as observe:
         result = run(
             model, out_file, train=train, eval=eval, config=settings, format=format.value,
             values=values.value,

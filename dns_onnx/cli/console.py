@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from dns_onnx import journal, report
+from dns_onnx import distributed, journal, report
 from dns_onnx.errors import ExportError
 from dns_onnx.runtime.check import Check
 
@@ -64,6 +64,9 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def training_progress() -> Iterator[journal.Observer]:
     """An observer that draws a bar on a terminal; elsewhere it says a line each tenth."""
+    if not distributed.is_main():
+        yield journal.silent
+        return
     if not errors.is_terminal:
         yield _Tenths()
         return

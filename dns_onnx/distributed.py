@@ -1,0 +1,131 @@
+"""Many processes as one run: who writes, who takes which rows, and what all agree on.
+
+Every rank holds the whole model and the same masks; a batch is divided, its gradients are averaged.
+Weights are then equal on all ranks to the last bit, and so is all that surgery derives from them.
+Outside of `torchrun` there is one process, and everything here leaves things as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dns_onnx.errors import ConfigError
+
+
+@contextmanager
+def processes(device: str, batch: int) -> Iterator[None]:
+    """Join the processes that `torchrun` started, if it did.
+
+    device: auto, cpu or cuda.  batch: rows of an iteration, over all processes.
+    Raises ConfigError where they cannot be divided evenly.
+    """
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted == 1 or dist.is_initialized():
+        yield
+        return
+    if batch % wanted:
+        raise ConfigError(
+            f"data.batch: expected a multiple of the {wanted} processes, got {batch}; "
+            "each takes the same share of a batch"
+        )
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # NCCL for what is on the devices; gloo for flags, without waiting for a device
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return rank() == 0
+
+
+def share(rows: int) -> slice:
+    """The rows of a batch that this process takes."""
+    each = rows // size()
+    return slice(rank() * each, (rank() + 1) * each)
+
+
+def parallel(model: nn.Module) -> Callable[..., list[Tensor]]:
+    """The model as a training step calls it: its gradients become means over all processes."""
+    if size() == 1:
+        return model
+    # masks are buffers, and equal already
+    return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes."""
+    if size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / size()
+
+
+def agree(*flags: bool) -> list[bool]:
+    """Which of the flags any process has raised."""
+    if size() == 1:
+        return list(flags)
+    raised = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(raised, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in raised.tolist()]
+
+
+def from_main(value: float) -> float:
+    """The first process's value, bit by bit."""
+    if size() == 1:
+        return value
+    sent = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(sent, 0)
+    return float(sent)
+
+
+def gather(state: Tensor) -> Tensor:
+    """The tensors of all processes, [size, ...]; on the CPU, and of one process as it is."""
+    if size() == 1:
+        return state
+    found = [torch.empty_like(state) for _ in range(size())]
+    dist.all_gather(found, state)
+    return torch.stack(found)
+
+
+def own(gathered: Tensor) -> Tensor:
+    """This process's part of what `gather` brought together.
+
+    Raises ConfigError where it came from another number of processes.
+    """
+    came_from = len(gathered) if gathered.ndim == 2 else 1
+    if came_from != size():
+        raise ConfigError(
+            f"checkpoint: written by {came_from} process(es), read by {size()}; "
+            f"resume with --nproc-per-node {came_from}"
+        )
+    return gathered[rank()] if size() > 1 else gathered
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    if size() > 1:
+        dist.barrier()

@@ -1,0 +1,44 @@
+"""One process of a run: what its masks were at every step, and what its weights are in the end.
+
+Usage: python worker.py FOLDER OUT [--resume].  Started by the tests, with or without torchrun.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from dns_onnx import compress, distributed
+from dns_onnx.config import load_config
+from dns_onnx.errors import NotMain
+from dns_onnx.surgery import Surgery
+
+
+def main(folder: Path, out: str, *more: str) -> None:
+    masks: list[str] = []
+    step = Surgery.step
+
+    def noted(surgery: Surgery, iteration: int) -> list[str]:
+        fired = step(surgery, iteration)
+        digest = hashlib.sha256()
+        for tensor in (t for layer in surgery for t in layer.tensors):
+            digest.update(tensor.mask.numpy().tobytes())
+        masks.append(digest.hexdigest())
+        return fired
+
+    Surgery.step = noted
+    config = load_config(folder / "config.toml")
+    with distributed.processes("cpu", config.data.batch):
+        rank = distributed.rank()
+        try:
+            compress(folder / "net.onnx", folder / out, train=f"{folder}/train.npz", config=config,
+                     resume="--resume" in more, bench_seconds=0.01)  # fmt: skip
+        except NotMain:
+            pass
+        (folder / f"{out}.{rank}.json").write_text(json.dumps(masks))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
