@@ -8,6 +8,7 @@ Outside of `torchrun` there is one process, and everything here leaves things as
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -71,8 +72,10 @@ def parallel(model: nn.Module) -> Callable[..., list[Tensor]]:
     """The model as a training step calls it: its gradients become means over all processes."""
     if size() == 1:
         return model
-    # masks are buffers, and equal already
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        # the name is changing; the one that torch 2.5 to 2.13 all know says what is meant here
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False)  # masks are equal already
 
 
 def mean(value: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ def own(gathered: Tensor) -> Tensor:
             f"checkpoint: written by {came_from} process(es), read by {size()}; "
             f"resume with --nproc-per-node {came_from}"
         )
-    return gathered[rank()] if size() > 1 else gathered
+    return gathered[rank()].clone() if size() > 1 else gathered
 
 
 def wait() -> None:

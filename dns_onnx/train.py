@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dns_onnx import checkpoint, distributed
 from dns_onnx.attach import TrainingGraph
 from dns_onnx.config import Config
-from dns_onnx.data import Batch, Dataset, batch_rows, batches, shifted, shifts
+from dns_onnx.data import Dataset, batches
 from dns_onnx.errors import CheckpointError, Interrupted, TrainingError
+from dns_onnx.feed import Feed
 from dns_onnx.interrupt import interruptible
 from dns_onnx.journal import Journal, Observer, Progress
 from dns_onnx.masks import Masked
-from dns_onnx.objective import Objective, to_device
+from dns_onnx.objective import Objective
 from dns_onnx.precision import Precision
 from dns_onnx.solver import Optimizer
 from dns_onnx.surgery import Surgery
@@ -95,11 +95,11 @@ class Run:
             self.model.train()
             if settings.compile:
                 self.model.graph.compile()
-            forward = distributed.parallel(self.model)
+            forward, feed = distributed.parallel(self.model), Feed(data, self.config, self.device)
             while self.iteration < iterations:
                 i = self.iteration
                 self.surgery.step(i)
-                inputs, targets = to_device(self.batch(data, i), self.device)
+                inputs, targets = feed(i)
                 with self.precision.context():
                     loss = self.objective.loss(forward(*inputs), inputs, targets)
                 self.optimizer.torch.zero_grad()
@@ -126,22 +126,6 @@ class Run:
                         f"go on with --resume (checkpoint in {self.folder})"
                     )
         return self._finish()
-
-    def batch(self, data: Dataset, iteration: int) -> Batch:
-        """This process's rows of an iteration, augmented: seed and iteration alone decide."""
-        c = self.config
-        rows = batch_rows(len(data), c.data.batch, iteration, c.seed if c.data.shuffle else None)
-        mine = distributed.share(len(rows))
-        batch = data.take(rows[mine])
-        if not c.data.shift:
-            return batch
-        rng = np.random.default_rng([c.seed, 1, iteration])
-        moved = {}
-        for name, x in batch.inputs.items():
-            if x.ndim >= 3 and len(x) == len(rows[mine]):
-                x = shifted(x, c.data.shift, shifts(len(rows), c.data.shift, rng)[:, mine])
-            moved[name] = x
-        return Batch(moved, batch.targets)
 
     def _look(self, rate: float, heldout: Dataset | None, observe: Observer) -> None:
         """Check the loss, read the held-out metric when due, log and report."""
