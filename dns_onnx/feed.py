@@ -37,19 +37,19 @@ class Feed:
         rows = batch_rows(len(self.data), c.data.batch, iteration, seed)
         mine = distributed.share(len(rows))
         rng = np.random.default_rng([c.seed, 1, iteration])
-        if self.resident is not None:
-            inputs, targets = self.resident.take(rows[mine])
-            for i, x in enumerate(inputs):
+        if self.resident is None:
+            batch = self.data.take(rows[mine])
+            for name, x in batch.inputs.items():
                 if self._moves(x, rows[mine]):
                     moves = shifts(len(rows), c.data.shift, rng)[:, mine]
-                    inputs[i] = moved(x, c.data.shift, moves)
-            return inputs, targets
-        batch = self.data.take(rows[mine])
-        for name, x in batch.inputs.items():
-            if self._moves(x, rows[mine]):
+                    batch.inputs[name] = shifted(x, c.data.shift, moves)
+            return to_device(batch, self.device)
+        inputs, targets = self.resident.take(rows[mine])
+        for i, kept in enumerate(inputs):
+            if self._moves(kept, rows[mine]):
                 moves = shifts(len(rows), c.data.shift, rng)[:, mine]
-                batch.inputs[name] = shifted(x, c.data.shift, moves)
-        return to_device(batch, self.device)
+                inputs[i] = moved(kept, c.data.shift, moves)
+        return inputs, targets
 
     def _moves(self, x: Tensor | NDArray[np.generic], rows: Rows) -> bool:
         """Whether augmentation moves this input: images, one a row."""

@@ -34,7 +34,7 @@ class Precision:
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """The gradients of the loss, in its own scale; zero where they overflowed."""
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
         if not self.scaler.is_enabled():
             return
         self.scaler.unscale_(optimizer)  # which also takes note of overflows, and skips the step
