@@ -33,8 +33,8 @@ def guess_types(
         return []
     if entry.name in _BROADCAST and not entry.domain and not attrs.get("broadcast"):
         return [(0, _broadcast([v.known_shape() for v in operands if v is not None]))]
-    if entry.name in ("Reshape", "Expand") and not entry.domain:
-        data, target = operands[:2]
+    if entry.name in ("Reshape", "Expand") and not entry.domain and len(operands) == 2:
+        data, target = operands
         if data is not None and target is not None and target.dims and not target.known:
             rule = _reshaped if entry.name == "Reshape" else _expanded
             return [(data.elem, rule(data, target.dims.entries, attrs))]

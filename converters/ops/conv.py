@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dns_onnx.converters.ops.windows import padded, spatial, torch_pads, window
+from dns_onnx.converters.ops.windows import padded, spatial, torch_pads, window, window_over
 from dns_onnx.converters.registry import Arg, Call, op
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -44,27 +44,17 @@ def conv(
     w: Tensor,
     b: Tensor | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
     group: int = 1,
     kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Any,
 ) -> Tensor:
     """Convolution (cross-correlation) over the spatial axes.
 
-    x: [N, C, d1, ..., dn].  w: [M, C / group, k1, ..., kn].  b: [M].
+    x: [N, C, d1, ..., dn].  w: [M, C / group, k1, ..., kn].  b: [M].  attributes: strides,
+    dilations, pads, auto_pad, as `window` takes them.
     Returns [N, M, o1, ..., on].  Source: ONNX operators, Conv 1-22.
     """
-    found = window(
-        x.shape[2:],
-        w.shape[2:],
-        strides=strides,
-        dilations=dilations,
-        pads=pads,
-        auto_pad=auto_pad,
-    )
-    assert found is not None
+    found = window_over(x, w.shape[2:], **attributes)
     function = _CONV[x.dim() - 2]
     if found.symmetric and min(found.begin) >= 0:
         return function(x, w, b, found.strides, found.begin, found.dilations, group)

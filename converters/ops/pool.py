@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dns_onnx.converters.ops.windows import Window, padded, spatial, window
+from dns_onnx.converters.ops.windows import Window, padded, spatial, window, window_over
 from dns_onnx.converters.registry import Arg, Call, op
 
 _MAX: dict[int, Callable[..., Any]] = {
@@ -49,30 +49,18 @@ def max_pool(
     x: Tensor,
     *,
     kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
     storage_order: int = 0,
-    strides: Sequence[int] | None = None,
     outputs_: int = 1,
+    **attributes: Any,
 ) -> tuple[Tensor, ...]:
     """Largest entry of each window, and its position in the flattened input.
 
     x: [N, C, d1, ..., dn].  Returns y and, if asked for, int64 indices of the same shape;
-    storage_order = 1 counts the spatial axes in column-major order.
+    storage_order = 1 counts the spatial axes in column-major order.  attributes: strides,
+    dilations, pads, auto_pad, ceil_mode, as `window` takes them.
     Source: ONNX operators, MaxPool 1-22.
     """
-    found = window(
-        x.shape[2:],
-        kernel_shape,
-        strides=strides,
-        dilations=dilations,
-        pads=pads,
-        auto_pad=auto_pad,
-        ceil_mode=ceil_mode,
-    )
-    assert found is not None
+    found = window_over(x, kernel_shape, **attributes)
     rank = len(kernel_shape)
     work = x if x.is_floating_point() else x.to(torch.float32)
     extended = padded(work, found.begin, found.end, float("-inf"))
@@ -130,33 +118,15 @@ def _average_direct(x: Arg, **attributes: Any) -> Call | None:
 
 @op("AveragePool", 1, 7, 10, 11, 19, 22, direct=_average_direct)
 def average_pool(
-    x: Tensor,
-    *,
-    kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-    dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    x: Tensor, *, kernel_shape: Sequence[int], count_include_pad: int = 0, **attributes: Any
 ) -> Tensor:
     """Mean of each window; cells of padding count if count_include_pad is set.
 
-    x: [N, C, d1, ..., dn].  Source: ONNX operators, AveragePool 1-22.
+    x: [N, C, d1, ..., dn].  attributes: as in MaxPool.  Source: ONNX operators, AveragePool 1-22.
     """
-    size = x.shape[2:]
-    found = window(
-        size,
-        kernel_shape,
-        strides=strides,
-        dilations=dilations,
-        pads=pads,
-        auto_pad=auto_pad,
-        ceil_mode=ceil_mode,
-    )
-    assert found is not None
+    found = window_over(x, kernel_shape, **attributes)
     total = sliding_sum(padded(x, found.begin, found.end), found)
-    ones = x.new_ones((1, 1, *size))
+    ones = x.new_ones((1, 1, *x.shape[2:]))
     if count_include_pad:
         ones = padded(ones, found.begin, found.given, 1.0)
         rest = [e - g for e, g in zip(found.end, found.given, strict=True)]
@@ -168,30 +138,13 @@ def average_pool(
 
 @op("LpPool", 1, 2, 11, 18, 22)
 def lp_pool(
-    x: Tensor,
-    *,
-    kernel_shape: Sequence[int] | None = None,
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: Sequence[int] | None = None,
-    p: float = 2.0,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    x: Tensor, *, kernel_shape: Sequence[int] | None = None, p: float = 2.0, **attributes: Any
 ) -> Tensor:
     """p-norm of each window.
 
-    x: [N, C, d1, ..., dn].  Source: ONNX operators, LpPool 1-22.
+    x: [N, C, d1, ..., dn].  attributes: as in MaxPool.  Source: ONNX operators, LpPool 1-22.
     """
-    found = window(
-        x.shape[2:],
-        kernel_shape or x.shape[2:],
-        strides=strides,
-        dilations=dilations,
-        pads=pads,
-        auto_pad=auto_pad,
-        ceil_mode=ceil_mode,
-    )
-    assert found is not None
+    found = window_over(x, kernel_shape or x.shape[2:], **attributes)
     powers = padded(x.abs() ** p, found.begin, found.end)
     return sliding_sum(powers, found) ** (1.0 / p)
 

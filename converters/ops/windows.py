@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,6 +65,13 @@ def window(
         begin.append(before)
         end.append(after)
     return Window(tuple(kernel), strides, dilations, tuple(begin), tuple(end), tuple(given))
+
+
+def window_over(x: Tensor, kernel: Sequence[int], **attributes: Any) -> Window:
+    """The windows over the spatial axes of a tensor, [N, C, d1, ..., dn]."""
+    found = window(x.shape[2:], kernel, **attributes)
+    assert found is not None  # no size of a tensor is unknown
+    return found
 
 
 def _padding(

@@ -38,18 +38,11 @@ def requantized(y: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return quantized(y, scale.reshape(()), zero.reshape(()), element_type(zero.dtype))
 
 
-def _unary(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor | None,
-    y_scale: Tensor,
-    y_zero_point: Tensor | None,
-    function: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """A function of the values that quantised data stand for, quantised again."""
-    zero = torch.zeros((), dtype=x.dtype, device=x.device)
-    y = function(_real(x, x_scale, x_zero_point))
-    return requantized(y, y_scale, zero if y_zero_point is None else y_zero_point)
+def _unary(operands: Sequence[Any], function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of quantised data, followed by scale and zero point, as is the result's."""
+    x, x_scale, x_zero, y_scale, y_zero = (*operands, None)[:5]
+    zero = torch.zeros((), dtype=x.dtype, device=x.device) if y_zero is None else y_zero
+    return requantized(function(_real(x, x_scale, x_zero)), y_scale, zero)
 
 
 def _binary(operands: Sequence[Any], function: Callable[..., Tensor]) -> Tensor:
@@ -89,46 +82,27 @@ def qlinear_where(condition: Tensor, *operands: Tensor) -> Tensor:
 
 
 @contrib("QLinearSigmoid", differentiable=False)
-def qlinear_sigmoid(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor | None,
-    y_scale: Tensor,
-    y_zero_point: Tensor | None = None,
-) -> Tensor:
-    """The quantised sigmoid of quantised data.  Source: ONNX Runtime contrib operators."""
-    return _unary(x, x_scale, x_zero_point, y_scale, y_zero_point, torch.sigmoid)
+def qlinear_sigmoid(*operands: Tensor) -> Tensor:
+    """The quantised sigmoid of quantised data.
+
+    operands: x, its scale and zero point; the result's scale and zero point.
+    Source: ONNX Runtime contrib operators, QLinearSigmoid.
+    """
+    return _unary(operands, torch.sigmoid)
 
 
 @contrib("QLinearLeakyRelu", differentiable=False)
-def qlinear_leaky_relu(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor | None,
-    y_scale: Tensor,
-    y_zero_point: Tensor | None = None,
-    *,
-    alpha: float = 0.01,
-) -> Tensor:
+def qlinear_leaky_relu(*operands: Tensor, alpha: float = 0.01) -> Tensor:
     """The quantised LeakyRelu of quantised data.  Source: ONNX Runtime contrib operators."""
 
     def function(real: Tensor) -> Tensor:
         return torch.where(real >= 0, real, alpha * real)
 
-    return _unary(x, x_scale, x_zero_point, y_scale, y_zero_point, function)
+    return _unary(operands, function)
 
 
 @contrib("QLinearSoftmax", differentiable=False)
-def qlinear_softmax(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor | None,
-    y_scale: Tensor,
-    y_zero_point: Tensor | None = None,
-    *,
-    axis: int = -1,
-    opset: int = 13,
-) -> Tensor:
+def qlinear_softmax(*operands: Tensor, axis: int = -1, opset: int = 13) -> Tensor:
     """The quantised softmax of quantised data.  Source: ONNX Runtime contrib operators."""
 
     def function(real: Tensor) -> Tensor:
@@ -136,7 +110,7 @@ def qlinear_softmax(
             return torch.softmax(real, axis)
         return torch.softmax(real.flatten(axis % real.dim()), -1).reshape(real.shape)
 
-    return _unary(x, x_scale, x_zero_point, y_scale, y_zero_point, function)
+    return _unary(operands, function)
 
 
 @contrib("QLinearConcat", differentiable=False)
@@ -153,35 +127,18 @@ def qlinear_concat(
 
 
 @contrib("QLinearGlobalAveragePool", differentiable=False)
-def qlinear_global_average_pool(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor | None,
-    y_scale: Tensor,
-    y_zero_point: Tensor | None = None,
-    *,
-    channels_last: int = 0,
-) -> Tensor:
+def qlinear_global_average_pool(*operands: Tensor, channels_last: int = 0) -> Tensor:
     """The quantised mean over all spatial axes.  Source: ONNX Runtime contrib operators."""
-    axes = tuple(range(1, x.dim() - 1)) if channels_last else tuple(range(2, x.dim()))
 
     def function(real: Tensor) -> Tensor:
-        return real.mean(axes, keepdim=True)
+        axes = range(1, real.dim() - 1) if channels_last else range(2, real.dim())
+        return real.mean(tuple(axes), keepdim=True)
 
-    return _unary(x, x_scale, x_zero_point, y_scale, y_zero_point, function)
+    return _unary(operands, function)
 
 
 @contrib("QLinearAveragePool", differentiable=False)
-def qlinear_average_pool(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor | None,
-    y_scale: Tensor,
-    y_zero_point: Tensor | None = None,
-    *,
-    channels_last: int = 0,
-    **attributes: Any,
-) -> Tensor:
+def qlinear_average_pool(*operands: Tensor, channels_last: int = 0, **attributes: Any) -> Tensor:
     """The quantised AveragePool of quantised data; attributes: those of AveragePool.
 
     Source: ONNX Runtime contrib operators, QLinearAveragePool.
@@ -192,7 +149,7 @@ def qlinear_average_pool(
             return average_pool(real.movedim(-1, 1), **attributes).movedim(1, -1)
         return average_pool(real, **attributes)
 
-    return _unary(x, x_scale, x_zero_point, y_scale, y_zero_point, function)
+    return _unary(operands, function)
 
 
 @contrib("QLinearConv", prunable=("w",), bias="b", differentiable=False)

@@ -60,7 +60,29 @@ def _loop(version: int) -> list[Case]:
         return powers[-1], np.tanh(powers)
 
     operands = [np.array(3), np.array(True), floats(2, 3)]
-    return [Case(operands, {"body": body}, 2, held, expected) for held in ((0, 1), (0,), ())]
+    whole = [Case(operands, {"body": body}, 2, held, expected) for held in ((0, 1), (0,), ())]
+    return [*whole, _no_iteration()]
+
+
+def _no_iteration() -> Case:
+    """A loop whose condition never holds: what it collects is empty, of the body's own type."""
+    inputs = [
+        helper.make_tensor_value_info("i", 7, []),
+        helper.make_tensor_value_info("go", 9, []),
+        helper.make_tensor_value_info("h", 7, [2]),
+    ]
+    nodes = [
+        _node("Identity", ["go"], ["on"]),
+        _node("Identity", ["h"], ["next"]),
+        _node("Identity", ["h"], ["seen"]),
+    ]
+    results = [*inputs[1:], inputs[2]]
+    names = ("on", "next", "seen")
+    body = helper.make_graph(nodes, "body", inputs, results)
+    for result, name in zip(body.output, names, strict=True):
+        result.name = name
+    operands = [np.array(4), np.array(False), np.array([1, 2])]
+    return Case(operands, {"body": body}, 2, expected=lambda *x: (x[2], np.zeros((0, 2), np.int64)))
 
 
 def _scan(version: int) -> list[Case]:
