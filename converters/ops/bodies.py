@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from onnx import GraphProto, NodeProto
 from torch import fx
 
-from dns_onnx.converters.emit import attach, note_outputs, put
+from dns_onnx.converters.emit import note_outputs, put
+from dns_onnx.converters.emit_values import attach
 from dns_onnx.converters.values import Value
 
 if TYPE_CHECKING:

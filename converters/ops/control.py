@@ -9,7 +9,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto
 from torch import Tensor, fx
 
 from dns_onnx.converters.dtypes import torch_dtype
-from dns_onnx.converters.emit import emit_host_known
+from dns_onnx.converters.emit_values import emit_host_known
 from dns_onnx.converters.ops.bodies import Body, Operands, as_tuple, body_node, finish, run_body
 from dns_onnx.converters.registry import op
 from dns_onnx.converters.values import Value

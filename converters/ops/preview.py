@@ -9,7 +9,7 @@ from onnx import GraphProto, NodeProto
 from torch import Tensor
 
 from dns_onnx.converters.attributes import attributes
-from dns_onnx.converters.emit import attach
+from dns_onnx.converters.emit_values import attach
 from dns_onnx.converters.ops.attention import flex_attention
 from dns_onnx.converters.ops.bodies import Body, Operands, as_tuple, body_node, finish
 from dns_onnx.converters.registry import op
