@@ -21,6 +21,7 @@ from dns_onnx.data import Batch, Dataset, all_labels, check_labels
 from dns_onnx.entry import is_entry_point
 from dns_onnx.errors import ConfigError, DataError
 from dns_onnx.losses import BY_TEACHER, Loss, labels_loss, teacher_loss
+from dns_onnx.masks import holders
 from dns_onnx.runtime.batching import Feeding
 from dns_onnx.runtime.judge import metric_for
 from dns_onnx.runtime.metrics import Metric, aligned
@@ -107,6 +108,20 @@ class Objective:
             return aligned(batch.targets, [h.output for h in self.heads])
         assert self.teacher is not None
         return self._read(self.teacher.graph, batch, device)
+
+    def touched(self, model: TrainingGraph, data: Dataset, device: torch.device) -> set[str]:
+        """Names of the weights that get a gradient on the first, middle or last row."""
+        names = set[str]()
+        held = holders(model.graph)
+        for row in sorted({0, len(data) // 2, len(data) - 1}):
+            inputs, targets = to_device(data.take(np.array([row])), device)
+            loss = self.loss(model(*inputs), inputs, targets)
+            if loss.requires_grad:
+                loss.backward()
+            for name, holder in held.items():
+                names |= {name} if holder.weight.grad is not None else set()
+                holder.weight.grad = None
+        return names
 
     def refuse_bad_data(
         self, model: TrainingGraph, datasets: Mapping[str, Dataset | None], device: torch.device

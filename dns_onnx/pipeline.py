@@ -145,9 +145,7 @@ def compress(
         Path(tensorboard) if tensorboard else None,
     )  # fmt: skip
     run = prepared.run
-    run.objective.refuse_bad_data(
-        run.model, {"training": teaching, "held-out": heldout, source: judged}, where
-    )
+    run.objective.refuse_bad_data(run.model, {"held-out": heldout, source: judged}, where)
     if not resume:
         run.start_fresh()
     started_at = run.resume() if resume else 0

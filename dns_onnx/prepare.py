@@ -57,7 +57,8 @@ def prepare_run(
     training, objective = prepare_objective(
         model, graph, config, model_feeding(model), data, device
     )
-    weights = trained_weights(graph, training)
+    objective.refuse_bad_data(training, {"training": data}, device)
+    weights = trained_weights(graph, training, objective.touched(training, data, device))
     found = layers(graph)
     chosen, spared = _divided(found, weights, config, training.values)
     surgery = Surgery([_operated(layer, weights, config) for layer in chosen], config.seed)
@@ -69,14 +70,18 @@ def prepare_run(
     return Prepared(run, spared)
 
 
-def trained_weights(graph: fx.GraphModule, training: TrainingGraph) -> dict[str, Masked]:
+def trained_weights(
+    graph: fx.GraphModule, training: TrainingGraph, touched: set[str]
+) -> dict[str, Masked]:
     """The holders that training changes; all others are frozen.
 
+    touched: names of those that get a gradient on the data; a branch of an If that the data never
+        take would be cut without anything to tell how much it matters.
     Left out: what the loss does not reach, single numbers (an epsilon, an exponent: constants of
     the architecture), and tensors that hold infinities (attention masks).
     """
     unreached = set(cut_off(training.graph))
-    reached = holders(training.graph).keys() - unreached
+    reached = (holders(training.graph).keys() - unreached) & touched
     weights = {}
     for name, holder in holders(graph).items():
         w = holder.weight

@@ -117,7 +117,7 @@ def _fixed(size: Size) -> bool:
 def _placed(x: Any, axis: int | None, xp: Any) -> Any:
     """Rows as the model wants them: along their axis, or the one value that a whole input is."""
     if axis is None:
-        return x[0]
+        return x[0, ...]  # an array still, where x[0] would be a scalar of NumPy
     return x if axis == 0 else xp.moveaxis(x, 0, axis)
 
 

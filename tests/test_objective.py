@@ -20,6 +20,7 @@ from dns_onnx.errors import ConfigError, DataError
 from dns_onnx.losses import cross_entropy, ctc, labels_loss, teacher_loss
 from dns_onnx.objective import prepare_objective, to_device
 from dns_onnx.prepare import input_specs, model_feeding
+from tests.test_attach import branching
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -166,6 +167,18 @@ def test_bad_data_are_told_before_training() -> None:
         data = ArrayDataset(specs, {"x": x}, labels, Config().preprocess, "d")
         with pytest.raises(DataError, match=message):
             found.refuse_bad_data(training, {"held-out": data}, CPU)
+
+
+def test_a_branch_that_the_data_never_take_is_left_alone(tmp_path: Path) -> None:
+    model = branching()
+    onnx.save(model, tmp_path / "net.onnx")
+    x = RNG.standard_normal((40, 3)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, flag=np.array(True))
+    few = parse_config({**FEW, "surgery": {"c_rate": 0.5, "iter_stop": 100}}, "test")
+    result = compress(tmp_path / "net.onnx", tmp_path / "o.onnx", train=f"{tmp_path}/d.npz",
+                      config=few, bench_seconds=0.02)  # fmt: skip
+    assert [s.weight for s in result.spared if "does not reach" in s.reason] == ["bb.w"]
+    assert result.check.kept < result.check.total
 
 
 # ------------------------------------------------------------------ losses by themselves
