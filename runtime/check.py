@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dns_onnx.converters.encodings import is_encoded
 from dns_onnx.converters.encodings.functions import DOMAIN
 from dns_onnx.converters.reader import read_model
+from dns_onnx.errors import ModelError
 from dns_onnx.runtime.batching import run, session_feeding
 from dns_onnx.runtime.bench import Timing, bench, random_inputs
 from dns_onnx.runtime.judge import Judge, Judged, Targets
@@ -107,6 +108,7 @@ def check(
     options = _quiet()
     before = session(original, native=False, threads=threads, options=options)
     after = session(pruned, native=False, threads=threads, options=options)
+    _expect_same_interface(before, after, original, pruned)
     dense = read_model(pruned)
     batches = iter(data or ())
     first = next(batches, None)
@@ -135,6 +137,24 @@ def check(
         problems += _missed(judged, max_drop)
     words = _in_words(sizes, timings, threads, is_encoded(_structure(pruned)))
     return Check(found, against, judged, rows, tensors, sizes, timings, words, problems)
+
+
+def _expect_same_interface(
+    before: ort.InferenceSession,
+    after: ort.InferenceSession,
+    original: str | Path,
+    pruned: str | Path,
+) -> None:
+    """Raises ModelError unless both files have the same inputs and outputs."""
+    for kind in ("inputs", "outputs"):
+        wanted, got = (
+            {i.name: i.type for i in getattr(s, f"get_{kind}")()} for s in (before, after)
+        )
+        if wanted != got:
+            raise ModelError(
+                f"{pruned}: expected the {kind} of {original}, {wanted}, got {got}; "
+                "name a model and the pruned file that was made from it"
+            )
 
 
 def _missed(judged: Judged | None, max_drop: float) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from dns_onnx.converters.exporter import export_model
+from dns_onnx.errors import ModelError
 from dns_onnx.runtime import check
 from dns_onnx.runtime.bench import bench
 from dns_onnx.runtime.check import KERNELS, NATIVE, ORIGINAL, STOCK
@@ -104,3 +105,11 @@ def test_contenders_take_turns_and_the_first_is_the_measure(pruned: Path) -> Non
     assert found[0].ratio == 1.0
     assert found[1].ratio == pytest.approx(found[0].latency_ms / found[1].latency_ms)
     assert found[0].runs == found[1].runs >= 5
+
+
+def test_a_file_with_other_inputs_is_refused(pruned: Path) -> None:
+    other = onnx.load(pruned / "net.onnx")
+    other.graph.input[0].name = other.graph.node[0].input[0] = "image"
+    onnx.save(other, pruned / "other.onnx")
+    with pytest.raises(ModelError, match=r"other.onnx: expected the inputs of .*, got \{'image'"):
+        check(pruned / "net.onnx", pruned / "other.onnx", seconds=0.05)
