@@ -16,7 +16,7 @@ from torch import Tensor
 from dns_onnx.converters.heads import Head
 from dns_onnx.entry import is_entry_point, load_entry_point
 from dns_onnx.errors import ConfigError, DataError
-from dns_onnx.runtime.metrics import aligned, simplified
+from dns_onnx.runtime.metrics import aligned
 
 Targets = Mapping[str, Tensor]
 Loss = Callable[[Sequence[Tensor], Targets], Tensor]
@@ -32,7 +32,7 @@ def labels_loss(name: str, heads: Sequence[Head], ignore: int) -> Loss:
     Raises ConfigError, naming what there is.
     """
     if is_entry_point(name):
-        return _of_function(name, heads)
+        return _of_function(name)
     known: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "cross-entropy": lambda y, t: cross_entropy(y, t, heads[0].axis, ignore),
         "binary": binary,
@@ -65,7 +65,7 @@ def teacher_loss(
     Raises ConfigError, naming what there is.
     """
     if is_entry_point(name):
-        return _of_function(name, heads)
+        return _of_function(name)
     known: dict[str, Callable[[Tensor, Tensor, Head], Tensor]] = {
         "kl": lambda y, t, h: divergence(y, t, h.axis, temperature),
         "binary": lambda y, t, h: binary_divergence(y, t, temperature),
@@ -146,14 +146,18 @@ def _like(target: Tensor, output: Tensor) -> Tensor:
     return target.reshape(output.shape).float()
 
 
-def _of_function(name: str, heads: Sequence[Head]) -> Loss:
-    """A function of the user's: called with (outputs, targets), one as it is, several by name."""
+def _of_function(name: str) -> Loss:
+    """A function of the user's, called with (outputs, targets).
+
+    outputs: one tensor, or a list.  targets: the only one as it is, several by name.
+    """
     function = load_entry_point(name, ConfigError)
-    names = [h.value for h in heads]
 
     def loss(outputs: Sequence[Tensor], targets: Targets) -> Tensor:
+        several = len(targets) > 1
         found: Any = function(
-            simplified(names, outputs), simplified(list(targets), list(targets.values()))
+            outputs[0] if len(outputs) == 1 else list(outputs),
+            dict(targets) if several else next(iter(targets.values())),
         )
         if not isinstance(found, Tensor) or found.numel() != 1:
             raise ConfigError(f"{name}: expected a loss of one number in a tensor, got {found!r}")

@@ -152,8 +152,3 @@ def aligned(targets: Mapping[str, T], names: Sequence[str], where: str = "data")
             f"{where}: expected a target for each of {list(names)}, got {sorted(targets)}; {remedy}"
         )
     return [targets[n] for n in names]
-
-
-def simplified(names: Sequence[str], values: Sequence[T]) -> T | dict[str, T]:
-    """What functions of the user's are called with: one value as it is, several by name."""
-    return values[0] if len(values) == 1 else dict(zip(names, values, strict=True))

@@ -112,6 +112,19 @@ def test_check_passes_and_misses(compressed: Path, cli) -> None:
     assert "MISSED: accuracy got worse by" in out
 
 
+def test_check_without_labels_compares_with_the_original(compressed: Path, cli) -> None:
+    x = np.load(compressed / "test.npz")["x"]
+    np.savez(compressed / "inputs.npz", anything=x)
+    arguments = ("check", compressed / "net.onnx", compressed / "small.onnx", "--eval",
+                 compressed / "inputs.npz", "--seconds", "0.02")  # fmt: skip
+    code, out, err = cli(*arguments, "--metric", "agreement", "--max-drop", "100")
+    assert code == 0, err
+    assert "agreement with the original" in out
+    code, _, err = cli(*arguments, "--metric", "f1")
+    assert code == 2
+    assert "'f1' compares with labels and the data have none" in err
+
+
 def test_check_of_a_file_that_is_not_there(compressed: Path, cli) -> None:
     code, _, err = cli("check", compressed / "net.onnx", compressed / "absent.onnx")
     assert code == 2

@@ -217,7 +217,7 @@ def test_losses_against_a_teacher_pull_towards_it(name: str) -> None:
 
 LOSSES = """
 def cube(outputs, targets): return (outputs - targets).abs().pow(3).mean()
-def both(outputs, targets): return outputs["y"].sum() + targets["weights"].sum()
+def both(outputs, targets): return outputs[0].sum() + targets["weights"].sum()
 def wrong(outputs, targets): return 5
 """
 
