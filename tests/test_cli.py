@@ -89,6 +89,25 @@ def test_convert_keeps_every_bit(compressed: Path, cli, format: str) -> None:
 
 
 @pytest.mark.parametrize("values", ["float16", "int8"])
+def test_convert_reads_the_metric_again_where_values_change(
+    compressed: Path, cli, values: str
+) -> None:
+    command = (
+        "convert", compressed / "small.onnx", "-o", compressed / "other.onnx", "--format", "csr",
+        "--values", values,
+    )  # fmt: skip
+    code, out, err = cli(*command)
+    assert code == 0, err
+    assert "--eval DATA" in out
+    code, out, err = cli(*command, "--eval", compressed / "test.npz", "--max-drop", "5")
+    assert code == 0, out + err
+    assert "before / after" in out
+    code, out, err = cli(*command, "--eval", compressed / "test.npz", "--max-drop", "-100")
+    assert code == 1
+    assert "MISSED" in out
+
+
+@pytest.mark.parametrize("values", ["float16", "int8"])
 def test_narrow_values_and_dropped_units(small: Path, cli, values: str) -> None:
     code, out, err = cli(
         "compress", small / "net.onnx", "-o", small / "o.onnx", "--values", values, "--train",

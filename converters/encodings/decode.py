@@ -152,15 +152,21 @@ def _reshape(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
     return (inputs[0].reshape(tuple(int(d) for d in inputs[1])),)
 
 
+def _slice(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
+    data, first, end = inputs
+    return (data[int(first[0]) : int(end[0])],)
+
+
 _OPERATORS: dict[str, Callable[[Sequence[Array], Attributes], tuple[Array, ...]]] = {
+    "Add": lambda i, a: (i[0] + i[1],),
     "BitmaskToDense": lambda i, a: (bitmask_to_dense(i[0], i[1], i[2]),),
     "Cast": _cast,
     "ConstantOfShape": _constant_of_shape,
     "CsrToDense": lambda i, a: (csr_to_dense(i[0], i[1], i[2], i[3]),),
-    "CumSum": lambda i, a: (np.cumsum(i[0], dtype=i[0].dtype),),
     "DequantizeRows": lambda i, a: (dequantize_rows(i[0], i[1], i[2]),),
     "GapsToIndices": _gaps_to_indices,
     "Mul": lambda i, a: (i[0] * i[1],),
     "Reshape": _reshape,
     "ScatterElements": _scatter,
+    "Slice": _slice,
 }

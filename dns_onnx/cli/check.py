@@ -45,6 +45,20 @@ def command(
     The preprocessing and the metric that the pruned file was trained with are read from its
     metadata.
     """
+    prove(original, pruned, eval, metric, max_drop, threads, seconds, json_file)
+
+
+def prove(
+    original: Path,
+    pruned: Path,
+    eval: str | None,
+    metric: str | None,
+    max_drop: float | None,
+    threads: int = 1,
+    seconds: float = 1.0,
+    json_file: Path | None = None,
+) -> None:
+    """Check a written file and print what is found; exit code 1 where it misses what was asked."""
     model = read_model(pruned)
     graph, settings, data = import_model(model), stored_settings(model), None
     outputs: list[str] = []
