@@ -5,6 +5,14 @@ Its layout-specific com.microsoft.nchwc operators are left out: they fit one mac
 
 from __future__ import annotations
 
-from dns_onnx.converters.ops.com_microsoft import attention, blocks, fused, integer, norm, quantized
+from dns_onnx.converters.ops.com_microsoft import (
+    attention,
+    blocks,
+    fused,
+    integer,
+    norm,
+    quantized,
+    tensors,
+)
 
-__all__ = ["attention", "blocks", "fused", "integer", "norm", "quantized"]
+__all__ = ["attention", "blocks", "fused", "integer", "norm", "quantized", "tensors"]

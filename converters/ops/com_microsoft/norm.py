@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dns_onnx.converters.ops.com_microsoft.base import contrib
+from dns_onnx.converters.ops.quantize import dequantize_linear
 from dns_onnx.converters.registry import op
 
 
@@ -111,3 +112,25 @@ def embed_layer_normalization(
     if mask is not None:
         lengths = mask.sum(1).to(torch.int32)
     return (y, lengths, total)[:outputs_]
+
+
+@contrib("QEmbedLayerNormalization", multiple=True, differentiable=False)
+def quantized_embed_layer_normalization(
+    input_ids: Tensor,
+    segment_ids: Tensor | None,
+    *operands: Tensor,
+    epsilon: float = 1e-12,
+    outputs_: int = 1,
+) -> tuple[Tensor, ...]:
+    """EmbedLayerNormalization of quantised tables.
+
+    operands: word, position and segment embeddings, gamma and beta; the mask; then their scales
+    and zero points in the same order.  Source: ONNX Runtime contrib operators.
+    """
+    tables, mask, scales, zeros = operands[:5], operands[5], operands[6:11], operands[11:16]
+    rows = [
+        None if t is None else dequantize_linear(t, s, z)
+        for t, s, z in zip(tables, scales, zeros, strict=True)
+    ]
+    how = {"epsilon": epsilon, "outputs_": outputs_}
+    return embed_layer_normalization(input_ids, segment_ids, *rows, mask, **how)  # type: ignore[arg-type]

@@ -174,4 +174,40 @@ _FEW_BITS = {
     ),
 }  # fmt: skip
 
-CASES: dict[str, Case] = {**_FUSED, **_ATTENTION, **_QUANTISED, **_FEW_BITS}
+_TABLE = {"dtype": "uint8", "high": 200}
+_TENSORS = {
+    "Trilu": _case(floats(4, 4), np.array(1), upper=0),
+    "Unique": _case(S([2, 1, 1, 3, 4, 3]), outputs_=3),
+    "ExpandDims": _case(floats(2, 3), np.array(-1, np.int32)),
+    "Pad": _case(floats(2, 3), np.array([0, 1, 1, 0]), S([1.5])),
+    "Range": _case(S(1), S(7), S(2)),
+    "GatherND": _case(floats(3, 4), np.array([[0, 1], [2, 3]])),
+    "Inverse": _case(floats(2, 3, 3)),
+    "GridSample": _case(floats(1, 2, 4, 4), floats(1, 3, 3, 2, low=-1.0)),
+    "CDist": _case(floats(3, 4), floats(2, 4, seed=1), metric="euclidean"),
+    "CDist-squared": _case(floats(3, 4), floats(2, 4, seed=1)),
+    "UnfoldTensor": _case(floats(2, 6), dim=1, size=3, step=2),
+    "MatMulInteger16": _case(
+        integers(2, 3, low=-32768, high=32767, dtype="int16"),
+        integers(3, 2, seed=1, low=-9999, high=9999, dtype="int16"),
+    ),
+    "CropAndResize": _case(
+        floats(2, 2, 8, 8), S([[0, 0, 0.6, 0.7], [-0.2, 0.5, 0.9, 1.3]]),
+        np.array([1, 0], np.int32), np.array([3, 4], np.int32), extrapolation_value=2.5,
+    ),
+    "CropAndResize-nearest": _case(
+        floats(2, 2, 8, 8), S([[0, 0, 0.6, 0.7]]), np.array([1], np.int32),
+        np.array([1, 4], np.int32), mode="nearest",
+    ),
+    "ConvTransposeWithDynamicPads": _case(
+        floats(1, 2, 5, 5), floats(2, 3, 3, 3), np.array([1, 1, 0, 0]), strides=[2, 2]
+    ),
+    "QEmbedLayerNormalization": _case(
+        integers(2, 3, dtype="int32"), integers(2, 3, high=2, dtype="int32"),
+        *(integers(n, 8, seed=n, **_TABLE) for n in (5, 6, 2)),
+        integers(8, seed=1, **_TABLE), integers(8, **_TABLE), None,
+        *[S(0.01)] * 5, *[U8(100)] * 5, outputs_=2,
+    ),
+}  # fmt: skip
+
+CASES: dict[str, Case] = {**_FUSED, **_ATTENTION, **_QUANTISED, **_FEW_BITS, **_TENSORS}
