@@ -13,6 +13,7 @@ from onnx import helper
 from dns_onnx.converters.dtypes import to_torch
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.registry import registered
+from dns_onnx.errors import ModelError
 from dns_onnx.masks import holders
 
 from .cases.com_microsoft import CASES
@@ -83,3 +84,10 @@ def test_gradients_reach_data_and_weights(key: str) -> None:
     for point in (*data, *trained):
         assert isinstance(point.grad, torch.Tensor)
         assert bool((point.grad != 0).any())
+
+
+def test_an_attribute_that_only_other_devices_know_is_refused() -> None:
+    model, _ = _model("Attention")
+    model.graph.node[0].attribute.append(helper.make_attribute("do_rotary", 1))
+    with pytest.raises(ModelError, match="do_rotary = 1; only 0"):
+        import_model(model)

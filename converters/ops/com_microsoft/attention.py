@@ -17,8 +17,11 @@ from dns_onnx.converters.ops.attention import (
     rotary_embedding,
     split_heads,
 )
-from dns_onnx.converters.ops.com_microsoft.base import contrib
+from dns_onnx.converters.ops.com_microsoft.base import contrib, only
 from dns_onnx.converters.ops.widths import scalar
+
+# The keys of an Attention node stay apart from its past, and are turned by a node of their own.
+ON_CPU = only(do_rotary=0, past_present_share_buffer=0)
 
 
 def _key_bias(
@@ -81,7 +84,7 @@ def self_attention(
     return merge_heads(y), torch.stack([k, v]) if k.shape == v.shape else k
 
 
-@contrib("Attention", multiple=True, prunable=("weights",), bias="bias")
+@contrib("Attention", multiple=True, prunable=("weights",), bias="bias", direct=ON_CPU)
 def attention(
     x: Tensor,
     weights: Tensor,
@@ -154,7 +157,7 @@ def multi_head_attention(
     return (merge_heads(y), k, v)[:outputs_]
 
 
-@contrib("RotaryEmbedding")
+@contrib("RotaryEmbedding", direct=only(is_packed_batching=0, scale=1.0))
 def rotary_embedding_microsoft(
     x: Tensor,
     position_ids: Tensor,
@@ -184,7 +187,19 @@ def rotary_embedding_microsoft(
     )  # fmt: skip
 
 
-@contrib("GroupQueryAttention", multiple=True, static=("total_sequence_length",))
+@contrib(
+    "GroupQueryAttention",
+    multiple=True,
+    static=("total_sequence_length",),
+    direct=only(
+        causal=1,
+        k_quant_type="NONE",
+        kv_cache_bit_width=0,
+        qk_output=0,
+        sliding_window_cache=0,
+        v_quant_type="NONE",
+    ),
+)
 def group_query_attention(
     query: Tensor,
     key: Tensor | None,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dns_onnx.converters.ops.com_microsoft.attention import self_attention
+from dns_onnx.converters.ops.com_microsoft.attention import ON_CPU, self_attention
 from dns_onnx.converters.ops.com_microsoft.base import contrib
 from dns_onnx.converters.ops.com_microsoft.quantized import requantized
 from dns_onnx.converters.ops.quantize import (
@@ -85,7 +85,14 @@ def dynamic_quantize_matmul(
     return matmul_integer_to_float(small, b, scale, b_scale, zero, b_zero_point, bias)
 
 
-@contrib("QAttention", multiple=True, prunable=("weight",), bias="bias", differentiable=False)
+@contrib(
+    "QAttention",
+    multiple=True,
+    prunable=("weight",),
+    bias="bias",
+    differentiable=False,
+    direct=ON_CPU,
+)
 def qattention(
     x: Tensor,
     weight: Tensor,

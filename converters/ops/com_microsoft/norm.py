@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -128,9 +130,12 @@ def quantized_embed_layer_normalization(
     and zero points in the same order.  Source: ONNX Runtime contrib operators.
     """
     tables, mask, scales, zeros = operands[:5], operands[5], operands[6:11], operands[11:16]
-    rows = [
+    rows: list[Any] = [
         None if t is None else dequantize_linear(t, s, z)
         for t, s, z in zip(tables, scales, zeros, strict=True)
     ]
-    how = {"epsilon": epsilon, "outputs_": outputs_}
-    return embed_layer_normalization(input_ids, segment_ids, *rows, mask, **how)  # type: ignore[arg-type]
+    word, position, segment, gamma, beta = rows
+    return embed_layer_normalization(
+        input_ids, segment_ids, word, position, segment, gamma, beta, mask,
+        epsilon=epsilon, outputs_=outputs_,
+    )  # fmt: skip

@@ -45,7 +45,8 @@ def unique(x: Tensor, *, outputs_: int = 1) -> tuple[Tensor, ...]:
 @contrib("Inverse")
 def inverse(x: Tensor) -> Tensor:
     """The inverses of square matrices.  Source: ONNX Runtime contrib operators, Inverse."""
-    return torch.linalg.inv(x)
+    y: Tensor = torch.linalg.inv(x)
+    return y
 
 
 @contrib("CDist")
