@@ -144,6 +144,7 @@ class Train(_Strict):
     eval_every: iterations between two looks at the held-out data, once the masks are frozen; the
         state that does best there is the result.  0: the last state is the result.
     precision: of the forward and backward pass; the weights stay float32.
+    shard: divide weights, masks, gradients and momenta over the processes of torchrun (FSDP2).
     compile: let torch.compile fuse the graph; pays on CUDA and for long runs.
     """
 
@@ -157,6 +158,7 @@ class Train(_Strict):
     checkpoint_seconds: float = Field(30.0, gt=0)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
+    shard: bool = False
 
     @property
     def outputs(self) -> list[str]:

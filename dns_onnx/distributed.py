@@ -2,6 +2,7 @@
 
 Every rank holds the whole model and the same masks; a batch is divided, its gradients are averaged.
 Weights are then equal on all ranks to the last bit, and so is all that surgery derives from them.
+A model that is too large for that is divided too (`shard`), its masks with their weights.
 Outside of `torchrun` there is one process, and everything here leaves things as they are.
 """
 
@@ -9,15 +10,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dns_onnx.errors import ConfigError
+from dns_onnx.masks import Masked, whole
 
 
 @contextmanager
@@ -70,12 +75,53 @@ def share(rows: int) -> slice:
 
 def parallel(model: nn.Module) -> Callable[..., list[Tensor]]:
     """The model as a training step calls it: its gradients become means over all processes."""
-    if size() == 1:
+    if size() == 1 or isinstance(model, FSDPModule):
         return model
     with warnings.catch_warnings():
         # the name is changing; the one that torch 2.5 to 2.13 all know says what is meant here
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(model, broadcast_buffers=False)  # masks are equal already
+
+
+def shard(model: nn.Module, holders: Iterable[Masked], *also: str) -> None:
+    """Divide weights, masks, gradients and what the optimizer remembers over all processes.
+
+    Each holds a part of the rows of every tensor; a forward or backward pass brings the weights
+    together while it lasts.  also: names of further methods that run the model.
+    """
+    where = next(model.parameters()).device.type
+    mesh = init_device_mesh(where, (size(),))
+    scalars = {p for p in model.parameters() if p.ndim == 0}
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+    for method in also:
+        register_fsdp_forward_method(model, method)
+    for holder in holders:
+        if holder.mask is not None:
+            holder.mask = distribute_tensor(holder.mask, mesh, [Shard(0)])
+
+
+@torch.no_grad()
+def unshard(holders: Iterable[Masked]) -> None:
+    """Give every process the whole weights and masks again, in ordinary tensors on the CPU."""
+    for holder in holders:
+        if isinstance(holder.weight, DTensor):
+            holder.weight = nn.Parameter(whole(holder.weight).cpu())
+            holder.mask = None if holder.mask is None else whole(holder.mask).cpu()
+
+
+def like(values: Tensor, other: Tensor) -> Tensor:
+    """The whole `values`, divided as `other` is, on its device."""
+    values = values.to(other.device)
+    if not isinstance(other, DTensor):
+        return values
+    return distribute_tensor(values, other.device_mesh, other.placements)
+
+
+def total(counts: Tensor, of: Tensor) -> Tensor:
+    """Counts of parts of `of`, over all its parts."""
+    if isinstance(of, DTensor):
+        dist.all_reduce(counts)
+    return counts
 
 
 def mean(value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dns_onnx import distributed
 from dns_onnx.errors import CheckpointError, ConfigError
+from dns_onnx.masks import is_divided, local, whole
 from dns_onnx.surgery import Surgery
 
 LOG = "log.jsonl"
@@ -116,7 +117,9 @@ class Journal:
         counts = [distributed.mean(self.loss_sum)]
         for layer in self.surgery:
             sums = [
-                self._changes(t.name, t.mask) for t in layer.tensors if t.mask is not None
+                distributed.total(self._changes(t.name, local(t.mask)), t.mask)
+                for t in layer.tensors
+                if t.mask is not None
             ]  # one a tensor: [kept, cut, spliced, returned]
             counts.append(torch.stack(sums).sum(0))
         loss, *flat = torch.cat([c.double().view(-1) for c in counts]).tolist()
@@ -130,7 +133,7 @@ class Journal:
         return mean, layers
 
     def _changes(self, name: str, mask: Tensor) -> Tensor:
-        before, once_cut = self.before[name], self.once_cut[name]
+        before, once_cut = map(local, (self.before[name], self.once_cut[name]))
         changed = before ^ mask
         spliced = (changed & mask).sum()
         found = torch.stack([mask.sum(), changed.sum() - spliced, spliced, (mask & once_cut).sum()])
@@ -164,6 +167,8 @@ class Journal:
         if p.value is not None or p.iteration == p.iterations:  # seldom: they read every weight
             for tensor in (t for layer in self.surgery for t in layer.tensors):
                 kept = tensor.weight.detach()
+                if is_divided(kept):
+                    continue  # this process alone cannot bring it together
                 kept = kept if tensor.mask is None else kept[tensor.mask]
                 if kept.numel():
                     self._events.add_histogram(
@@ -188,9 +193,9 @@ class Journal:
         self.log_bytes, self.looked_at = state["log_bytes"], state["looked_at"]
         self.loss_sum.copy_(tensors["loss_sum"])
         for name, mask in self.before.items():
-            mask.copy_(unpacked(tensors[f"seen.{name}"], mask))
+            mask.copy_(distributed.like(unpacked(tensors[f"seen.{name}"], mask), mask))
         for name, mask in self.once_cut.items():
-            mask.copy_(unpacked(tensors[f"once_cut.{name}"], mask))
+            mask.copy_(distributed.like(unpacked(tensors[f"once_cut.{name}"], mask), mask))
 
 
 def read_log(folder: Path) -> list[Progress]:
@@ -215,7 +220,7 @@ def read_log(folder: Path) -> list[Progress]:
 
 def packed(mask: Tensor) -> Tensor:
     """A bool tensor as bits: uint8 [ceil(n / 8)], on the CPU."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+    return torch.from_numpy(np.packbits(whole(mask).cpu().numpy()))
 
 
 def unpacked(bits: Tensor, like: Tensor) -> Tensor:

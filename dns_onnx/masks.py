@@ -71,21 +71,22 @@ class Masked(nn.Module):
     def forward(self) -> Tensor:
         if self.mask is None:
             return self.weight
+        product = self._current(self.mask)
         gated: Tensor = StraightThroughGate.apply(  # type: ignore[no-untyped-call]
-            self.weight, self._current(self.mask)
+            self.weight, product
         )
         return gated
 
     def effective(self) -> Tensor:
         """The weight as the exported model will hold it, a copy: `weight * mask`."""
-        weight = self.weight.detach()
-        return weight.clone() if self.mask is None else weight * self.mask
+        weight = whole(self.weight.detach())
+        return weight.clone() if self.mask is None else weight * whole(self.mask)
 
     def _current(self, mask: Tensor) -> Tensor:
         """`weight * mask`, made anew."""
         weight = self.weight.detach()
-        if weight.device.type != "cpu" or torch.compiler.is_compiling():
-            return weight * mask
+        if weight.device.type != "cpu" or torch.compiler.is_compiling() or is_divided(mask):
+            return weight * whole(mask)
         made_from = (weight._version, mask._version)
         if self._product is None or self._product.dtype != weight.dtype:
             self._product = torch.empty_like(weight)
@@ -104,6 +105,23 @@ class Masked(nn.Module):
     def extra_repr(self) -> str:
         kept = "" if self.mask is None else f", kept={int(self.mask.sum())}"
         return f"{self.name!r}, {tuple(self.weight.shape)}{kept}"
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor; one that lies in parts on many processes (a DTensor) is brought together."""
+    found: Tensor = value.full_tensor() if is_divided(value) else value  # type: ignore[attr-defined]
+    return found
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's part of a tensor, a view."""
+    found: Tensor = value.to_local() if is_divided(value) else value  # type: ignore[attr-defined]
+    return found
+
+
+def is_divided(value: Tensor) -> bool:
+    """Whether the tensor lies in parts on many processes; asked so that DTensor is not imported."""
+    return hasattr(value, "full_tensor")
 
 
 def multiply(weight: Tensor, mask: Tensor, *, out: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 from onnx import helper
 from torch import fx
 
-from dns_onnx import sources
+from dns_onnx import distributed, sources
 from dns_onnx.attach import TrainingGraph
 from dns_onnx.config import Config, LayerSettings
 from dns_onnx.converters.frontier import cut_off
@@ -21,6 +21,7 @@ from dns_onnx.converters.layers import Layer, layers
 from dns_onnx.converters.ranges import draws
 from dns_onnx.data import Dataset, InputSpec, split
 from dns_onnx.errors import ConfigError, DataError
+from dns_onnx.granularity import Elements
 from dns_onnx.masks import Masked, holders
 from dns_onnx.objective import prepare_objective
 from dns_onnx.runtime.batching import Feeding, feeding
@@ -63,6 +64,11 @@ def prepare_run(
     chosen, spared = _divided(found, weights, config, training.values)
     surgery = Surgery([_operated(layer, weights, config) for layer in chosen], config.seed)
     biases = {layer.bias for layer in found if layer.bias}
+    if config.train.shard and distributed.size() > 1:
+        if any(not isinstance(layer.grain, Elements) for layer in surgery):
+            raise ConfigError("train.shard: expected granularity element, got groups of entries; "
+                              "train without it")  # fmt: skip
+        distributed.shard(training, weights.values(), "read")
     run = Run(
         training, objective, weights, biases, surgery, config, folder, device, fingerprint,
         tensorboard,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from dns_onnx.config import Solver
-from dns_onnx.masks import Masked
+from dns_onnx.masks import Masked, is_divided
 
 
 def learning_rate(solver: Solver, iteration: int, iterations: int) -> float:
@@ -56,17 +57,19 @@ class Optimizer:
     """
 
     def __init__(self, weights: Iterable[Masked], biases: Iterable[Masked], solver: Solver) -> None:
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [w.weight for w in weights if w.weight.requires_grad], "factor": 1.0},
             {"params": [b.weight for b in biases if b.weight.requires_grad],
              "factor": solver.bias_lr},
         ]  # fmt: skip
         self.solver = solver
+        # torch has no fused update for weights that are divided over processes
+        fused = not any(is_divided(w) for g in groups for w in g["params"])
         self.torch: torch.optim.Optimizer
         if solver.type == "sgd":
             self.torch = torch.optim.SGD(
                 groups, lr=solver.lr, momentum=solver.momentum,
-                weight_decay=solver.weight_decay, fused=True,
+                weight_decay=solver.weight_decay, fused=fused,
             )  # fmt: skip
             # torch leaves it undefined where the very first step is skipped for an overflow
             for group in self.torch.param_groups if solver.momentum else ():
@@ -74,7 +77,7 @@ class Optimizer:
                     self.torch.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         else:
             self.torch = torch.optim.AdamW(
-                groups, lr=solver.lr, weight_decay=solver.weight_decay, fused=True
+                groups, lr=solver.lr, weight_decay=solver.weight_decay, fused=fused
             )
 
     def step(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dns_onnx.errors import CheckpointError, TrainingError
 from dns_onnx.granularity import AnyGrain, Blocks, Channels, Elements, NOfM
-from dns_onnx.masks import Masked, chunks
+from dns_onnx.masks import Masked, chunks, local
 
 LOWER_EDGE = 0.9  # a = 0.9 t: a kept entry at or below it is cut
 UPPER_EDGE = 1.1  # b = 1.1 t: a cut entry above it is spliced back
@@ -78,6 +78,7 @@ def prune_and_splice(weight: Tensor, mask: Tensor, a: float | Tensor, b: float |
     weight's device, which is then not waited for.
     Source: the paper, equation 3 (with the authors' code at the edges).
     """
+    weight, mask = local(weight), local(mask)
     # NumPy compares and combines on the CPU more than twice as fast as torch does
     plain = weight.device.type == "cpu" and weight.dtype != torch.bfloat16
     if plain:

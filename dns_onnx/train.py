@@ -19,7 +19,7 @@ from dns_onnx.errors import CheckpointError, Interrupted, TrainingError
 from dns_onnx.feed import Feed
 from dns_onnx.interrupt import interruptible
 from dns_onnx.journal import Journal, Observer, Progress
-from dns_onnx.masks import Masked
+from dns_onnx.masks import Masked, whole
 from dns_onnx.objective import Objective
 from dns_onnx.precision import Precision
 from dns_onnx.solver import Optimizer
@@ -163,6 +163,7 @@ class Run:
         """Put the best state into the model."""
         for name, values in self.best.weights.items():
             self.weights[name].weight.copy_(values)
+        distributed.unshard(self.weights.values())
         metric = self.best.metric if self.best.weights else None
         iteration = self.best.iteration if self.best.weights else self.iteration
         self.model.eval()
@@ -207,14 +208,15 @@ class Run:
         if self.device.type == "cuda":
             tensors["rng.cuda"] = distributed.gather(torch.cuda.get_rng_state(self.device))
         for name, holder in self.weights.items():
-            tensors[f"weight.{name}"] = holder.weight
+            tensors[f"weight.{name}"] = whole(holder.weight)
             if holder.mask is not None:
-                tensors[f"mask.{name}"] = holder.mask
-            for key in SOLVER_STATE & self.optimizer.torch.state.get(holder.weight, {}).keys():
-                tensors[f"{key}.{name}"] = self.optimizer.torch.state[holder.weight][key]
-        if not all(bool(torch.isfinite(h.weight).all()) for h in self.weights.values()):
+                tensors[f"mask.{name}"] = whole(holder.mask)
+            for key, value in sorted(self.optimizer.torch.state.get(holder.weight, {}).items()):
+                if key in SOLVER_STATE:
+                    tensors[f"{key}.{name}"] = whole(value)
+        if not all(bool(torch.isfinite(tensors[f"weight.{n}"]).all()) for n in self.weights):
             raise TrainingError(self._diverged("weights that are not finite"))
-        tensors |= {f"best.{name}": w for name, w in self.best.weights.items()}
+        tensors |= {f"best.{name}": whole(w) for name, w in self.best.weights.items()}
         tensors |= self.journal.tensors()
         best = {"metric": self.best.metric, "iteration": self.best.iteration}
         state = {
@@ -243,13 +245,14 @@ class Run:
                 )
         t = found.tensors
         for name, holder in self.weights.items():
-            holder.weight.copy_(t[f"weight.{name}"])
-            if holder.mask is not None:
-                holder.mask.copy_(t[f"mask.{name}"])
-            self.optimizer.torch.state[holder.weight] = {
-                key: t[f"{key}.{name}"].to(self.device)
-                for key in SOLVER_STATE
-                if f"{key}.{name}" in t
+            w, mask = holder.weight, holder.mask
+            w.copy_(distributed.like(t[f"weight.{name}"], w))
+            if mask is not None:
+                mask.copy_(distributed.like(t[f"mask.{name}"], mask))
+            remembered = {k: t[f"{k}.{name}"] for k in sorted(SOLVER_STATE) if f"{k}.{name}" in t}
+            self.optimizer.torch.state[w] = {
+                k: distributed.like(v, w) if v.shape == w.shape else v.to(self.device)
+                for k, v in remembered.items()
             }
         torch.set_rng_state(distributed.own(t["rng.torch"]))
         if "rng.cuda" in t and self.device.type == "cuda":
@@ -258,7 +261,9 @@ class Run:
         torch.set_num_threads(found.state["threads"])
         self.surgery.load_state(found.state["surgery"])
         if found.state["best"]:
-            weights = {n: t[f"best.{n}"].to(self.device) for n in self.weights}
+            weights = {
+                n: distributed.like(t[f"best.{n}"], h.weight) for n, h in self.weights.items()
+            }
             self.best = Best(**found.state["best"], weights=weights)
         self.iteration, self.seconds = found.iteration, found.state["seconds"]
         self.journal.load(t, found.state["journal"])

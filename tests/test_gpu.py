@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dns_onnx import compress
-from dns_onnx.config import parse_config
+from dns_onnx.config import Preprocess, parse_config
+from dns_onnx.data import ArrayDataset, InputSpec
+from dns_onnx.feed import Feed
 from dns_onnx.masks import Masked
 from dns_onnx.surgery import LayerSurgery, Schedule
 
@@ -43,8 +46,27 @@ def test_a_surgery_step_does_not_wait_for_the_device() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_compress_on_cuda(small: Path) -> None:
-    config = parse_config({"train": {"iterations": 200}, "surgery": {"c_rate": 0.8}}, "test")
+def test_rows_that_stay_on_the_device_are_the_same() -> None:
+    x = np.random.default_rng(0).random((64, 1, 6, 6)).astype(np.float32)
+    spec = InputSpec("x", np.dtype("f4"), (None, 1, 6, 6))
+    data = ArrayDataset([spec], {"x": x}, np.arange(64), Preprocess(), "t")
+    config = parse_config({"data": {"batch": 16, "shift": 1}}, "test")
+    on_cpu, on_cuda = (Feed(data, config, torch.device(d)) for d in ("cpu", "cuda"))
+    assert on_cuda.resident is not None
+    for i in range(6):
+        (a, la), (b, lb) = on_cpu(i), on_cuda(i)
+        assert torch.equal(a[0], b[0].cpu())
+        assert torch.equal(la["labels"], lb["labels"].cpu())
+
+
+@pytest.mark.parametrize(
+    "train",
+    [{}, {"precision": "bfloat16"}, {"precision": "float16"}, {"compile": True}],
+    ids=["float32", "bfloat16", "float16", "compiled"],
+)
+def test_compress_on_cuda(small: Path, train: dict) -> None:
+    values = {"train": {"iterations": 200, **train}, "surgery": {"c_rate": 0.8}}
+    config = parse_config(values, "test")
     result = compress(
         small / "net.onnx", small / "out.onnx", train=f"{small}/train.npz", config=config,
         device="cuda", bench_seconds=0.05,

@@ -13,6 +13,7 @@ from pathlib import Path
 from dns_onnx import compress, distributed
 from dns_onnx.config import load_config
 from dns_onnx.errors import NotMain
+from dns_onnx.masks import is_divided, whole
 from dns_onnx.surgery import Surgery
 
 
@@ -22,14 +23,17 @@ def main(folder: Path, out: str, *more: str) -> None:
 
     def noted(surgery: Surgery, iteration: int) -> list[str]:
         fired = step(surgery, iteration)
+        divided = any(is_divided(t.mask) for layer in surgery for t in layer.tensors)
+        assert divided == (shard and distributed.size() > 1)
         digest = hashlib.sha256()
         for tensor in (t for layer in surgery for t in layer.tensors):
-            digest.update(tensor.mask.numpy().tobytes())
+            digest.update(whole(tensor.mask).numpy().tobytes())
         masks.append(digest.hexdigest())
         return fired
 
     Surgery.step = noted
     config = load_config(folder / "config.toml")
+    shard = config.train.shard
     with distributed.processes("cpu", config.data.batch):
         rank = distributed.rank()
         try:
