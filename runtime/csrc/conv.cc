@@ -114,13 +114,14 @@ class FoldedMaps final : public Maps {
  public:
   FoldedMaps(const PlaneShape& plane, const ConvAttributes& attributes, size_t outer,
              const std::vector<int64_t>& input, const std::vector<int64_t>& output,
-             const std::vector<int64_t>& pads, const float* x, float* y)
+             const std::vector<int64_t>& pads, const float* x, const float* residual, float* y)
       : attributes_(attributes),
         input_(input),
         output_(output),
         pads_(pads),
         outer_(outer),
         x_(x),
+        residual_(residual),
         y_(y),
         in_size_(plane.height * plane.width),
         out_size_(plane.out_height * plane.out_width) {
@@ -145,18 +146,23 @@ class FoldedMaps final : public Maps {
     return x_ + ((image / positions_ * input_[1] + channel / taps_) * step + map) * in_size_;
   }
 
-  float* output(int64_t image) const override {
-    const int64_t map = image / positions_ * output_[1] * positions_ + image % positions_;
-    return y_ + map * out_size_;
+  float* output(int64_t image) const override { return y_ + row_zero(image); }
+  const float* residual(int64_t image) const override {
+    return residual_ == nullptr ? nullptr : residual_ + row_zero(image);
   }
 
   int64_t output_step() const override { return positions_ * out_size_; }
 
  private:
+  int64_t row_zero(int64_t image) const {
+    const int64_t map = image / positions_ * output_[1] * positions_ + image % positions_;
+    return map * out_size_;
+  }
+
   const ConvAttributes& attributes_;
   const std::vector<int64_t>&input_, &output_, &pads_;
   size_t outer_;
-  const float* x_;
+  const float *x_, *residual_;
   float* y_;
   int64_t in_size_, out_size_;
   int64_t taps_ = 1, positions_ = 1;  // of the folded axes
@@ -170,6 +176,7 @@ PlaneShape Conv::plane(const std::vector<int64_t>& input,
   PlaneShape plane;
   plane.images = input[0];
   for (size_t i = 0; i + 2 < rank_; ++i) plane.images *= output[i + 2];
+  plane.in_place = rank_ <= 2;
   int64_t* const sizes[2][2] = {{&plane.height, &plane.out_height},
                                 {&plane.width, &plane.out_width}};
   for (size_t back = 1; back <= std::min<size_t>(2, rank_); ++back) {
@@ -195,18 +202,26 @@ std::shared_ptr<const Conv::Plan> Conv::plan(const std::vector<int64_t>& input) 
 }
 
 void Conv::run(Parallel& parallel, const std::vector<int64_t>& input, const float* x,
-               const float* bias, float* y) const {
+               const float* bias, const float* residual, const Activation& activation,
+               float* y) const {
   const std::vector<int64_t> output = output_shape(input);
   if (product(where_, output.data(), output.size()) == 0) return;
   const std::vector<int64_t> pads = leading_pads(input);
   const std::shared_ptr<const Plan> now = plan(input);
   const size_t outer = rank_ > 2 ? rank_ - 2 : 0;
-  const FoldedMaps maps(now->plane, attributes_, outer, input, output, pads, x, y);
-  if (now->plane.pointwise()) {
-    const FlatSurface surface(maps, now->plane.images, now->plane.height * now->plane.width);
-    now->product->run(parallel, surface, bias, scratch_);
+  const FoldedMaps maps(now->plane, attributes_, outer, input, output, pads, x, residual, y);
+  const Finish finish{activation, residual != nullptr};
+  const int64_t size = now->plane.height * now->plane.width;
+  if (now->product->layout().direct) {
+    const DirectMaps flat = {x,    residual,        y,
+                             now->plane.images,     size,
+                             input[1] * size, output[1] * size};
+    now->product->run_direct(parallel, flat, bias, finish);
+  } else if (now->plane.pointwise()) {
+    const FlatSurface surface(maps, now->plane.images, size);
+    now->product->run(parallel, surface, bias, finish, scratch_);
   } else {
-    now->product->run(parallel, PatchSurface(maps, now->patch), bias, scratch_);
+    now->product->run(parallel, PatchSurface(maps, now->patch), bias, finish, scratch_);
   }
 }
 

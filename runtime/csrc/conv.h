@@ -23,9 +23,10 @@ class Conv {
   // Output shape for an input of shape [N, C, i1, ..., in].  Throws Error where it does not fit.
   std::vector<int64_t> output_shape(const std::vector<int64_t>& input) const;
   int64_t outputs() const { return weights_.rows; }
-  // x, y: of the shapes above.  bias: [M] or null.
+  // x, y: of the shapes above.  bias: [M] or null.  residual: of y's shape or null, added before
+  // the activation.
   void run(Parallel& parallel, const std::vector<int64_t>& input, const float* x, const float* bias,
-           float* y) const;
+           const float* residual, const Activation& activation, float* y) const;
 
  private:
   std::vector<int64_t> leading_pads(const std::vector<int64_t>& input) const;

@@ -9,6 +9,7 @@ namespace {
 constexpr int kMostLanes = 16;
 // cycles; measured on Zen 4
 constexpr double kLineCycles = 12.0, kSquareCycles = 30.0, kStageCycles = 0.15;
+constexpr double kCopyFloatsPerCycle = 2.0, kTouchCycles = 4.0;  // the latter for a cache line
 constexpr int64_t kOwnGroups = 4;  // an image of more groups than this has them for itself
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -73,13 +74,14 @@ Layout patch_layout(const PatchLayout& patch, const Family& family, const Tile& 
   layout.family = &family;
   layout.tile = &tile;
   layout.groups = ceil_div(patch.plane.images * patch.lanes_of_image, family.lanes);
-  layout.pitch = x.reach;
-  layout.channel_vectors = y.reach * x.reach * phases;
+  layout.pitch = x.reach * family.lanes;
+  layout.channel_floats = y.reach * x.reach * phases * family.lanes;
   for (size_t ky = 0; ky < y.tap_phase.size(); ++ky) {
     for (size_t kx = 0; kx < x.tap_phase.size(); ++kx) {
       const int64_t phase = y.tap_phase[ky] * x_phases + x.tap_phase[kx];
-      layout.tap_vectors.push_back(
-          static_cast<uint32_t>((phase * y.reach + y.tap_shift[ky]) * x.reach + x.tap_shift[kx]));
+      const int64_t vectors =
+          (phase * y.reach + y.tap_shift[ky]) * x.reach + x.tap_shift[kx];
+      layout.tap_floats.push_back(static_cast<uint32_t>(vectors * family.lanes));
     }
   }
   layout.staging = staging_floats(patch, layout.groups, family.lanes);
@@ -96,10 +98,29 @@ Layout flat_layout(const PlaneShape& plane, const Family& family, const Tile& ti
   layout.family = &family;
   layout.tile = &tile;
   layout.groups = ceil_div(plane.images * plane.height * plane.width, layout.sums());
-  layout.channel_vectors = tile.columns;
-  layout.tap_vectors = {0};
-  layout.pack_cycles = layout.unpack_cycles = 20.0 + static_cast<double>(layout.sums()) / 8.0;
+  layout.channel_floats = layout.sums();
+  layout.tap_floats = {0};
+  layout.pack_cycles = 20.0 + static_cast<double>(layout.sums()) / kCopyFloatsPerCycle;
+  layout.unpack_cycles = layout.pack_cycles;
   return layout;
+}
+
+// The maps as they lie; nothing to choose where the last vector would have to be cut and cannot.
+bool direct_layout(const PlaneShape& plane, const Family& family, const Tile& tile,
+                   Layout& layout) {
+  const int64_t size = plane.height * plane.width;
+  layout.family = &family;
+  layout.tile = &tile;
+  const int64_t groups = ceil_div(size, layout.sums()), rest = size - (groups - 1) * layout.sums();
+  const bool whole = rest == layout.sums();
+  // only the last of the tile's vectors can be cut
+  if (!whole && (tile.run_tail == nullptr || rest <= layout.sums() - family.lanes)) return false;
+  layout.groups = groups * plane.images;
+  layout.direct = true;
+  layout.channel_floats = size;
+  layout.tap_floats = {0};
+  layout.pack_cycles = kTouchCycles * static_cast<double>(1 + layout.sums() / 16);
+  return true;
 }
 
 }  // namespace
@@ -113,6 +134,13 @@ Layout choose_layout(const PanelWeights& weights, const PlaneShape& plane, Patch
   Layout best;
   double least = std::numeric_limits<double>::infinity();
   const KernelSet& kernels = kernel_set();
+  const auto consider = [&](Layout layout, PatchLayout& made) {
+    const double cycles = choose_block(weights, layout);
+    if (cycles >= least) return;
+    least = cycles;
+    best = std::move(layout);
+    patch = std::move(made);
+  };
   for (size_t f = 0; f < kernels.family_count; ++f) {
     const Family& family = kernels.families[f];
     for (size_t t = 0; t < family.tile_count; ++t) {
@@ -123,13 +151,13 @@ Layout choose_layout(const PanelWeights& weights, const PlaneShape& plane, Patch
       } else {
         made = make_patch(plane, tile, family.lanes);
       }
-      Layout layout =
-          plane.pointwise() ? flat_layout(plane, family, tile) : patch_layout(made, family, tile);
-      const double cycles = choose_block(weights, layout);
-      if (cycles >= least) continue;
-      least = cycles;
-      best = std::move(layout);
-      patch = std::move(made);
+      consider(plane.pointwise() ? flat_layout(plane, family, tile)
+                                 : patch_layout(made, family, tile),
+               made);
+      Layout direct;
+      if (plane.pointwise() && plane.in_place && direct_layout(plane, family, tile, direct)) {
+        consider(std::move(direct), made);
+      }
     }
   }
   return best;
@@ -155,13 +183,16 @@ void FlatSurface::pack(const Layout& layout, const PackJob& job) const {
 }
 
 void FlatSurface::unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
-                         const float* sums) const {
+                         const float* sums, const Finish& finish) const {
   const int64_t begin = group * layout.sums();
   for (int64_t r = first; r < last; ++r, sums += layout.sums()) {
     int64_t done = 0, image = begin / size_, at = begin % size_;
     for (; done != layout.sums() && image < images_; ++image, at = 0) {
       const int64_t count = std::min(size_ - at, layout.sums() - done);
-      std::copy_n(sums + done, count, maps_.output(image) + r * maps_.output_step() + at);
+      const int64_t row = r * maps_.output_step() + at;
+      const float* residual = maps_.residual(image);
+      layout.family->finish({sums + done, residual == nullptr ? nullptr : residual + row,
+                             finish.activation, count, maps_.output(image) + row});
       done += count;
     }
   }
@@ -274,7 +305,7 @@ void PatchSurface::pack(const Layout& layout, const PackJob& job) const {
     stage(staged, c, job.staging);
     for (int64_t g = 0; g < group_count; ++g) {
       const float* const* corner = corners + g * lanes;
-      float* out = job.panel + g * job.panel_floats + (c - job.first) * layout.channel_floats();
+      float* out = job.panel + g * job.panel_floats + (c - job.first) * layout.channel_floats;
       for (int64_t q = 0; q < y_phases; ++q) {
         for (int64_t p = 0; p < x_phases; ++p, out += plane_floats) {
           const float* source[kMostLanes];
@@ -290,7 +321,7 @@ void PatchSurface::pack(const Layout& layout, const PackJob& job) const {
 }
 
 void PatchSurface::unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
-                          const float* sums) const {
+                          const float* sums, const Finish& finish) const {
   const Axis &y = patch_.axis[0], &x = patch_.axis[1];
   const PlaneShape& plane = patch_.plane;
   const int64_t lanes = layout.family->lanes;
@@ -298,14 +329,17 @@ void PatchSurface::unpack(const Layout& layout, int64_t group, int64_t first, in
   for (int64_t line = 0; line < y.block; ++line) {
     float* whole[kMostLanes];
     float* cut[kMostLanes];  // of blocks that reach past the map's right edge
+    const float* residual[kMostLanes];
     bool any_whole = false, any_cut = false;
     for (int64_t l = 0; l < lanes; ++l) {
       const Lane block = lane(group * lanes + l);
       const int64_t row = block.line * y.block + line;
       const bool inside = block.used && row < plane.out_height;
       const bool is_cut = ragged != x.block && block.column == x.blocks - 1;
-      float* target = maps_.output(block.image) + first * maps_.output_step() +
-                      row * plane.out_width + block.column * x.block;
+      const int64_t at =
+          first * maps_.output_step() + row * plane.out_width + block.column * x.block;
+      float* target = maps_.output(block.image) + at;
+      residual[l] = finish.residual ? maps_.residual(block.image) + at : nullptr;
       whole[l] = inside && !is_cut ? target : nullptr;
       cut[l] = inside && is_cut ? target : nullptr;
       any_whole = any_whole || whole[l] != nullptr;
@@ -317,7 +351,9 @@ void PatchSurface::unpack(const Layout& layout, int64_t group, int64_t first, in
                    x.block,
                    lanes,
                    whole,
-                   maps_.output_step()};
+                   maps_.output_step(),
+                   finish.get(),
+                   finish.residual ? residual : nullptr};
     if (any_whole) layout.family->scatter(out);
     out.count = ragged;
     out.target = cut;

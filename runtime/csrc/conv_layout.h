@@ -23,6 +23,7 @@ struct PlaneShape {
   int64_t dilation[2] = {1, 1};
   int64_t pad[2] = {0, 0};  // before the first line and column
   int64_t images = 1;       // output maps for each row of the matrix
+  bool in_place = false;    // whether the maps of an image follow each other
 
   bool pointwise() const;
   int64_t taps() const { return kernel[0] * kernel[1]; }
@@ -56,6 +57,7 @@ class Maps {
   virtual ~Maps() = default;
   virtual const float* input(int64_t image, int64_t channel) const = 0;
   virtual float* output(int64_t image) const = 0;  // of row 0
+  virtual const float* residual(int64_t image) const = 0;  // like output(); null for none
   virtual int64_t output_step() const = 0;         // floats from row to row
 };
 
@@ -68,7 +70,7 @@ class FlatSurface final : public Surface {
       : maps_(maps), images_(images), size_(size) {}
   void pack(const Layout& layout, const PackJob& job) const override;
   void unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
-              const float* sums) const override;
+              const float* sums, const Finish& finish) const override;
 
  private:
   const Maps& maps_;
@@ -80,7 +82,7 @@ class PatchSurface final : public Surface {
   PatchSurface(const Maps& maps, const PatchLayout& patch) : maps_(maps), patch_(patch) {}
   void pack(const Layout& layout, const PackJob& job) const override;
   void unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
-              const float* sums) const override;
+              const float* sums, const Finish& finish) const override;
 
  private:
   struct Lane;

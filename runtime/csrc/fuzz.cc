@@ -4,6 +4,7 @@
 // makes a small layer, damages its arrays in most rounds, and either gets an Error or compares the
 // result with a loop over the stored entries.  Exit status 1 names the round that went wrong.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +12,7 @@
 #include <thread>
 
 #include "conv.h"
+#include "left_product.h"
 #include "linear.h"
 
 namespace dns_onnx {
@@ -160,7 +162,8 @@ class Fuzzer {
     const int64_t m = below(20), k = matrix.width, n = matrix.rows;
     const std::vector<float> a = floats(m * k), c = floats(n);
     std::vector<float> y(static_cast<size_t>(m * n));
-    linear.run(parallel, m, {a.data(), k, 1}, {c.data(), 0, 1}, 1.0F, y.data());
+    const Activation activation = random_activation();
+    linear.run(parallel, m, {a.data(), k, 1}, {c.data(), 0, 1}, 1.0F, activation, y.data());
     for (int64_t i = 0; i < m * n; ++i) {
       const int64_t r = i % n;
       double sum = c[static_cast<size_t>(r)];
@@ -169,8 +172,45 @@ class Fuzzer {
         sum += static_cast<double>(matrix.values[static_cast<size_t>(e)]) *
                a[static_cast<size_t>(i / n * k + matrix.columns[static_cast<size_t>(e)])];
       }
-      compare(y[static_cast<size_t>(i)], sum);
+      compare(y[static_cast<size_t>(i)], activated(activation, sum));
     }
+    run_left(matrix, parallel);
+  }
+
+  // S @ B is what the rows of B transposed give.
+  void run_left(const Csr& matrix, Parallel& parallel) {
+    const LeftProduct left("fuzz", matrix);
+    const int64_t batch = below(3), columns = below(40), k = matrix.width;
+    const std::vector<float> b = floats(batch * k * columns);
+    std::vector<float> y(static_cast<size_t>(batch * matrix.rows * columns));
+    left.run(parallel, batch, columns, b.data(), y.data());
+    for (size_t i = 0; i < y.size(); ++i) {
+      const auto at = static_cast<int64_t>(i) % columns;
+      const int64_t r = static_cast<int64_t>(i) / columns % matrix.rows;
+      const int64_t image = static_cast<int64_t>(i) / columns / matrix.rows;
+      double sum = 0;
+      for (int64_t e = matrix.row_ptr[static_cast<size_t>(r)];
+           e < matrix.row_ptr[static_cast<size_t>(r) + 1]; ++e) {
+        const int64_t column = matrix.columns[static_cast<size_t>(e)];
+        sum += static_cast<double>(matrix.values[static_cast<size_t>(e)]) *
+               b[static_cast<size_t>((image * k + column) * columns + at)];
+      }
+      compare(y[i], sum);
+    }
+  }
+
+  Activation random_activation() {
+    const Activation none = Finish().activation;
+    const int64_t kind = below(4);
+    if (kind == 0) return {0.0F, none.high, 1.0F};
+    if (kind == 1) return {-1.5F, 2.0F, 1.0F};
+    if (kind == 2) return {none.low, none.high, 0.25F};
+    return none;
+  }
+
+  static double activated(const Activation& activation, double v) {
+    if (v < 0) v *= activation.slope;
+    return std::min<double>(std::max<double>(v, activation.low), activation.high);
   }
 
   void run_conv(const Csr& matrix, Parallel& parallel) {
@@ -184,7 +224,7 @@ class Fuzzer {
     for (size_t i = 0; i < axes; ++i) {
       attributes.strides.push_back(below(16) == 0 ? below(3) - 1 : 1 + below(3));
       attributes.dilations.push_back(1 + below(3));
-      input.push_back(below(14));
+      input.push_back(below(below(8) == 0 ? 60 : 14));
     }
     for (size_t i = 0; i < 2 * axes; ++i) attributes.pads.push_back(below(4));
     const Conv conv("fuzz", matrix, attributes);
@@ -194,16 +234,22 @@ class Fuzzer {
     if (in > 1 << 16 || out > 1 << 16) return;
     const std::vector<float> bias = floats(matrix.rows);
     std::vector<float> x(static_cast<size_t>(in), 1.0F), y(static_cast<size_t>(out), -99.0F);
-    conv.run(parallel, input, x.data(), bias.data(), y.data());
+    const Activation activation = random_activation();
+    const std::vector<float> residual = floats(out);
+    const bool adds = below(2) == 0;
+    conv.run(parallel, input, x.data(), bias.data(), adds ? residual.data() : nullptr, activation,
+             y.data());
     // with an input of ones, a sum lies within what its filter's entries allow
     for (size_t i = 0; i < y.size(); ++i) {
       const size_t r = i / (y.size() / static_cast<size_t>(output[0] * output[1])) %
                        static_cast<size_t>(output[1]);
-      double least = bias[r], most = bias[r];
+      double least = bias[r] + (adds ? residual[i] : 0.0F), most = least;
       for (int64_t e = matrix.row_ptr[r]; e < matrix.row_ptr[r + 1]; ++e) {
         const double value = matrix.values[static_cast<size_t>(e)];
         (value < 0 ? least : most) += value;
       }
+      least = activated(activation, least);
+      most = activated(activation, most);
       if (y[i] < least - 1e-3 || y[i] > most + 1e-3) compare(y[i], least);
     }
   }

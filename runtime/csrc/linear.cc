@@ -30,7 +30,7 @@ class RowSurface final : public Surface {
   }
 
   void unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
-              const float* sums) const override {
+              const float* sums, const Finish& finish) const override {
     const int lanes = layout.family->lanes;
     for (int c = 0; c < layout.tile->columns; ++c) {
       float* target[kMostLanes];
@@ -38,7 +38,8 @@ class RowSurface final : public Surface {
         const int64_t row = group * layout.sums() + c * lanes + lane;
         target[lane] = row < m_ ? y_ + row * n_ + first : nullptr;
       }
-      layout.family->scatter({sums + c * lanes, 0, 1, last - first, layout.sums(), target, 0});
+      layout.family->scatter({sums + c * lanes, 0, 1, last - first, layout.sums(), target, 0,
+                               finish.get(), nullptr});
     }
   }
 
@@ -73,11 +74,13 @@ class RowSurface final : public Surface {
   float* y_;
 };
 
-void add_scaled(Parallel& parallel, int64_t m, int64_t n, Strided c, float beta, float* y) {
+void add_scaled(Parallel& parallel, int64_t m, int64_t n, Strided c, float beta,
+                const Finish& finish, float* y) {
   auto task = [&](size_t row) {
     float* out = y + static_cast<int64_t>(row) * n;
     const float* from = c.data + static_cast<int64_t>(row) * c.row_stride;
     for (int64_t j = 0; j < n; ++j) out[j] += beta * from[j * c.column_stride];
+    if (!finish.none()) kernel_set().families->finish({out, nullptr, finish.activation, n, out});
   };
   parallel.run(static_cast<size_t>(m), task);
 }
@@ -117,8 +120,8 @@ Layout Linear::layout(int64_t m) const {
       candidate.family = &family;
       candidate.tile = &tile;
       candidate.groups = ceil_div(m, candidate.sums());
-      candidate.channel_vectors = tile.columns;
-      candidate.tap_vectors = {0};
+      candidate.channel_floats = candidate.sums();
+      candidate.tap_floats = {0};
       // squares of 8 x 8 are turned over on the way in and out
       candidate.pack_cycles = candidate.unpack_cycles = tile.columns * family.lanes / 8.0 * 4.0;
       const double cycles = choose_block(panel_weights_, candidate);
@@ -142,7 +145,7 @@ std::shared_ptr<const PanelProduct> Linear::product(int64_t m, bool rows_are_vec
 }
 
 void Linear::by_vector(Parallel& parallel, int64_t m, Strided a, const float* start,
-                       float* y) const {
+                       const Finish& finish, float* y) const {
   const auto tasks = static_cast<int64_t>(task_rows_.size()) - 1;
   auto task = [&](size_t index) {
     const int64_t row = static_cast<int64_t>(index) / tasks;
@@ -154,12 +157,17 @@ void Linear::by_vector(Parallel& parallel, int64_t m, Strided a, const float* st
                          start,
                          a.data + row * a.row_stride,
                          y + row * weights_.rows};
-    kernel_set().gemv(job, task_rows_[part], task_rows_[part + 1]);
+    const int64_t first = task_rows_[part], last = task_rows_[part + 1];
+    kernel_set().gemv(job, first, last);
+    if (finish.none()) return;
+    float* out = job.y + first;
+    kernel_set().families->finish({out, nullptr, finish.activation, last - first, out});
   };
   parallel.run(static_cast<size_t>(m * tasks), task);
 }
 
-void Linear::run(Parallel& parallel, int64_t m, Strided a, Strided c, float beta, float* y) const {
+void Linear::run(Parallel& parallel, int64_t m, Strided a, Strided c, float beta,
+                 const Activation& activation, float* y) const {
   if (m == 0) return;
   // the usual bias, one for each output, is where the sums start; anything else is added after
   const bool is_start =
@@ -167,12 +175,15 @@ void Linear::run(Parallel& parallel, int64_t m, Strided a, Strided c, float beta
   const float* start = is_start ? c.data : nullptr;
   const std::shared_ptr<const PanelProduct> panels =
       m == 1 ? nullptr : product(m, a.column_stride == 1);
+  const bool is_added = c.data != nullptr && !is_start;
+  const Finish finish{activation, false};
+  const Finish now = is_added ? Finish{} : finish;
   if (panels == nullptr) {
-    by_vector(parallel, m, a, start, y);
+    by_vector(parallel, m, a, start, now, y);
   } else {
-    panels->run(parallel, RowSurface(a, m, weights_.rows, y), start, scratch_);
+    panels->run(parallel, RowSurface(a, m, weights_.rows, y), start, now, scratch_);
   }
-  if (c.data != nullptr && !is_start) add_scaled(parallel, m, weights_.rows, c, beta, y);
+  if (is_added) add_scaled(parallel, m, weights_.rows, c, beta, finish, y);
 }
 
 }  // namespace dns_onnx

@@ -23,10 +23,12 @@ class Linear {
   int64_t outputs() const { return weights_.rows; }
   int64_t inputs() const { return weights_.width; }
   // a: [m, K], one of its strides 1.  c: [m, N], data null where absent.  y: [m, N], row-major.
-  void run(Parallel& parallel, int64_t m, Strided a, Strided c, float beta, float* y) const;
+  void run(Parallel& parallel, int64_t m, Strided a, Strided c, float beta,
+           const Activation& activation, float* y) const;
 
  private:
-  void by_vector(Parallel& parallel, int64_t m, Strided a, const float* start, float* y) const;
+  void by_vector(Parallel& parallel, int64_t m, Strided a, const float* start,
+                 const Finish& finish, float* y) const;
   std::shared_ptr<const PanelProduct> product(int64_t m, bool rows_are_vectors) const;
   Layout layout(int64_t m) const;
 

@@ -2,12 +2,13 @@
 
 #include "conv.h"
 #include "csr.h"
+#include "left_product.h"
 #include "linear.h"
 
 namespace dns_onnx {
 namespace {
 
-constexpr size_t kFirstOperand = 1, kOptionalInput = 5;
+constexpr size_t kFirstOperand = 1, kBias = 5, kResidual = 6;
 
 template <typename Source>
 CsrOperands operands(Source&& source) {
@@ -36,6 +37,13 @@ class SparseKernel : public Kernel {
   void prepare_constant() {
     const CsrOperands fixed = operands([&](size_t i) { return node_.constant(i); });
     if (fixed.complete()) prepared_ = prepare(read_csr(where_, fixed));
+  }
+
+  // The activation that the node's attributes describe; none by default.
+  Activation activation() const {
+    const Activation none = Finish().activation;
+    return {node_.attribute("low", none.low), node_.attribute("high", none.high),
+            node_.attribute("slope", none.slope)};
   }
 
   const Node& node() const { return node_; }
@@ -80,7 +88,8 @@ class Gemm final : public SparseKernel<Linear> {
         alpha_(node().attribute("alpha", 1.0F)),
         beta_(node().attribute("beta", 1.0F)),
         trans_a_(node().attribute("transA", int64_t{0}) != 0),
-        trans_b_(node().attribute("transB", int64_t{0}) != 0) {
+        trans_b_(node().attribute("transB", int64_t{0}) != 0),
+        activation_(activation()) {
     prepare_constant();
   }
 
@@ -99,20 +108,22 @@ class Gemm final : public SparseKernel<Linear> {
                   "; feed what the layer was trained on");
     }
     const int64_t m = a.dims[1 - k_axis], n = linear.outputs();
-    const Tensor c = float_input(run, kOptionalInput, "C");
+    const Tensor c = float_input(run, kBias, "C");
     const Strided bias = c ? broadcast(where(), c, m, n) : Strided{};
     const Strided rows = {a.floats(), trans_a_ ? 1 : linear.inputs(), trans_a_ ? m : 1};
-    linear.run(run, m, rows, bias, beta_, run.output({m, n}));
+    linear.run(run, m, rows, bias, beta_, activation_, run.output({m, n}));
   }
 
  private:
   float alpha_, beta_;
   bool trans_a_, trans_b_;
+  Activation activation_;
 };
 
 class MatMul final : public SparseKernel<Linear> {
  public:
-  MatMul(const abi::Api* api, const abi::KernelInfo* info) : SparseKernel(api, info, "CsrMatMul") {
+  MatMul(const abi::Api* api, const abi::KernelInfo* info)
+      : SparseKernel(api, info, "CsrMatMul"), activation_(activation()) {
     prepare_constant();
   }
 
@@ -131,7 +142,42 @@ class MatMul final : public SparseKernel<Linear> {
     std::vector<int64_t> shape = a.dims;
     shape.back() = linear.outputs();
     const int64_t m = product(where(), shape.data(), shape.size() - 1);
-    linear.run(run, m, {a.floats(), linear.inputs(), 1}, {}, 0.0F, run.output(shape));
+    const Tensor c = float_input(run, kBias, "C");
+    const Strided bias = c ? broadcast(where(), c, m, linear.outputs()) : Strided{};
+    linear.run(run, m, {a.floats(), linear.inputs(), 1}, bias, 1.0F, activation_,
+               run.output(shape));
+  }
+
+ private:
+  Activation activation_;
+};
+
+// S @ B: a pointwise convolution over the columns of B, or row by row where B has only one.
+class LeftMatMul final : public SparseKernel<LeftProduct> {
+ public:
+  LeftMatMul(const abi::Api* api, const abi::KernelInfo* info)
+      : SparseKernel(api, info, "CsrLeftMatMul") {
+    prepare_constant();
+  }
+
+ protected:
+  std::unique_ptr<const LeftProduct> prepare(const Csr& matrix) const override {
+    expect_matrix(where(), matrix);
+    return std::make_unique<const LeftProduct>(where(), matrix);
+  }
+
+  void compute(Run& run, const LeftProduct& left) const override {
+    const Tensor b = float_input(run, 0, "B");
+    const size_t rank = b.dims.size();
+    if (rank == 0 || b.dims[rank < 2 ? 0 : rank - 2] != left.inputs()) {
+      throw Error(where() + ": B: expected " + std::to_string(left.inputs()) +
+                  " rows, got shape " + to_string(b.dims) + "; feed what the layer was trained on");
+    }
+    std::vector<int64_t> shape = b.dims;
+    shape[rank < 2 ? 0 : rank - 2] = left.outputs();
+    const int64_t columns = rank < 2 ? 1 : b.dims.back();
+    const int64_t batch = rank < 3 ? 1 : product(where(), b.dims.data(), rank - 2);
+    left.run(run, batch, columns, b.floats(), run.output(shape));
   }
 };
 
@@ -146,6 +192,7 @@ class Convolution final : public SparseKernel<Conv> {
     attributes_.strides = node().attribute("strides", absent);
     attributes_.dilations = node().attribute("dilations", absent);
     attributes_.pads = node().attribute("pads", absent);
+    activation_ = activation();
     prepare_constant();
   }
 
@@ -156,17 +203,24 @@ class Convolution final : public SparseKernel<Conv> {
 
   void compute(Run& run, const Conv& conv) const override {
     const Tensor x = float_input(run, 0, "X");
-    const Tensor bias = float_input(run, kOptionalInput, "B");
+    const Tensor bias = float_input(run, kBias, "B");
     if (bias && (bias.dims.size() != 1 || bias.count != conv.outputs())) {
       throw Error(where() + ": B: expected shape [" + std::to_string(conv.outputs()) + "], got " +
                   to_string(bias.dims) + "; export the model again");
     }
-    float* y = run.output(conv.output_shape(x.dims));
-    conv.run(run, x.dims, x.floats(), bias ? bias.floats() : nullptr, y);
+    const std::vector<int64_t> shape = conv.output_shape(x.dims);
+    const Tensor residual = float_input(run, kResidual, "Z");
+    if (residual && residual.dims != shape) {
+      throw Error(where() + ": Z: expected shape " + to_string(shape) + ", got " +
+                  to_string(residual.dims) + "; open the original file again");
+    }
+    conv.run(run, x.dims, x.floats(), bias ? bias.floats() : nullptr,
+             residual ? residual.floats() : nullptr, activation_, run.output(shape));
   }
 
  private:
   ConvAttributes attributes_;
+  Activation activation_ = Finish().activation;
 };
 
 }  // namespace
@@ -177,6 +231,10 @@ std::unique_ptr<Kernel> make_gemm(const abi::Api* api, const abi::KernelInfo* in
 
 std::unique_ptr<Kernel> make_matmul(const abi::Api* api, const abi::KernelInfo* info) {
   return std::make_unique<MatMul>(api, info);
+}
+
+std::unique_ptr<Kernel> make_left_matmul(const abi::Api* api, const abi::KernelInfo* info) {
+  return std::make_unique<LeftMatMul>(api, info);
 }
 
 std::unique_ptr<Kernel> make_conv(const abi::Api* api, const abi::KernelInfo* info) {

@@ -21,6 +21,7 @@ class Kernel {
 // Each throws Error on a malformed node.
 std::unique_ptr<Kernel> make_gemm(const abi::Api* api, const abi::KernelInfo* info);
 std::unique_ptr<Kernel> make_matmul(const abi::Api* api, const abi::KernelInfo* info);
+std::unique_ptr<Kernel> make_left_matmul(const abi::Api* api, const abi::KernelInfo* info);
 std::unique_ptr<Kernel> make_conv(const abi::Api* api, const abi::KernelInfo* info);
 
 }  // namespace dns_onnx

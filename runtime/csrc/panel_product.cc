@@ -15,6 +15,9 @@ constexpr int64_t kPackTasks = 16;
 
 // cycles; measured on Zen 4 with benchmarks/sparse_runtime.py
 constexpr double kEntryCycles = 1.5, kRowCycles = 8.0;
+// reading maps as they lie: across cache lines, or less than a line at a time
+constexpr double kCrossing = 1.7, kNarrow = 1.3;
+constexpr int64_t kLineFloats = 16;
 constexpr double kMiddleBytesPerCycle = 24.0, kFarBytesPerCycle = 12.0;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -27,9 +30,13 @@ struct Blocking {
 // Cost of working on `channels` channels at a time.  Sums are read and written once a block.
 Blocking blocking(const PanelWeights& weights, const Layout& layout, int64_t channels) {
   const double vector_bytes = 4.0 * layout.family->lanes;
-  const double bytes = static_cast<double>(channels * layout.channel_floats()) * 4.0;
+  const double bytes = static_cast<double>(channels * layout.read_floats()) * 4.0;
   const double sums = static_cast<double>(layout.sums()) / layout.family->lanes;
   double load = layout.family->fma_cycles;
+  if (layout.direct) {
+    const bool crosses = layout.channel_floats % kLineFloats != 0;
+    load *= crosses ? kCrossing : (layout.family->lanes < kLineFloats ? kNarrow : 1.0);
+  }
   if (bytes > kNearBytes) load = std::max(load, vector_bytes / kMiddleBytesPerCycle);
   if (bytes > kMiddleBytes) load = std::max(load, vector_bytes / kFarBytesPerCycle);
   const auto rows = static_cast<double>(weights.matrix->rows);
@@ -43,10 +50,11 @@ Blocking blocking(const PanelWeights& weights, const Layout& layout, int64_t cha
 }
 
 Blocking best_blocking(const PanelWeights& weights, const Layout& layout) {
-  const int64_t bytes = layout.channel_floats() * 4;
+  const int64_t bytes = layout.read_floats() * 4;
   // offsets within a block are 32 bits wide
   const int64_t most = std::max<int64_t>(
-      1, std::min(weights.channels, (int64_t{1} << 31) / std::max<int64_t>(1, bytes)));
+      1, std::min(weights.channels,
+                  (int64_t{1} << 29) / std::max<int64_t>(1, layout.channel_floats)));
   Blocking best = blocking(weights, layout, most);
   for (const int64_t budget : {kNearBytes, kMiddleBytes}) {
     const int64_t fits = std::clamp<int64_t>(budget / std::max<int64_t>(1, bytes), 1, most);
@@ -80,9 +88,9 @@ PanelProduct::PanelProduct(const PanelWeights& weights, Layout layout)
       channels_(weights.channels),
       blocks_(ceil_div(channels_, layout_.block)),
       chunk_(rows_of_task(rows_, layout_.groups)) {
-  if (layout_.block * layout_.channel_floats() > int64_t{std::numeric_limits<uint32_t>::max()}) {
+  if (layout_.block * layout_.channel_floats > int64_t{std::numeric_limits<uint32_t>::max()}) {
     throw Error("dns_onnx: expected the surroundings of a position to fit into memory, got " +
-                std::to_string(layout_.channel_floats()) + " floats a channel; use a dense Conv");
+                std::to_string(layout_.channel_floats) + " floats a channel; use a dense Conv");
   }
   sort_weights(weights);
 }
@@ -106,22 +114,28 @@ void PanelProduct::sort_weights(const PanelWeights& weights) {
   for (size_t s = 1; s < segments_.size(); ++s) segments_[s] += segments_[s - 1];
   std::vector<int64_t> next(segments_.begin(), segments_.end() - 1);
   visit([&](size_t segment, int64_t channel, size_t tap, float value) {
-    const int64_t vectors = channel * layout_.channel_vectors + layout_.tap_vectors[tap];
-    entries_[static_cast<size_t>(next[segment]++)] = {
-        value, static_cast<uint32_t>(vectors * layout_.family->lanes)};
+    const int64_t offset = channel * layout_.channel_floats + layout_.tap_floats[tap];
+    entries_[static_cast<size_t>(next[segment]++)] = {value, static_cast<uint32_t>(offset)};
   });
 }
 
 size_t PanelProduct::panel_floats() const {
-  return static_cast<size_t>(channels_ * layout_.channel_floats());
+  return static_cast<size_t>(channels_ * layout_.channel_floats);
 }
 
+// What is the same for all tasks of a run.
+struct PanelProduct::Task {
+  const float* start;
+  const Finish& finish;
+};
+
 void PanelProduct::run(Parallel& parallel, const Surface& surface, const float* start,
-                       Scratch& scratch) const {
+                       const Finish& finish, Scratch& scratch) const {
+  const Task task{start, finish};
   std::atomic<bool> failed{false};
   if (layout_.groups >= kManyGroups) {
     auto whole = [&](size_t group) {
-      if (!group_at_once(static_cast<int64_t>(group), surface, start, scratch)) failed = true;
+      if (!group_at_once(static_cast<int64_t>(group), surface, task, scratch)) failed = true;
     };
     parallel.run(static_cast<size_t>(layout_.groups), whole);
   } else {
@@ -136,7 +150,7 @@ void PanelProduct::run(Parallel& parallel, const Surface& surface, const float* 
         return;
       }
       surface.pack(layout_, {0, layout_.groups, first, std::min(channels_, first + step),
-                             panels.data() + first * layout_.channel_floats(),
+                             panels.data() + first * layout_.channel_floats,
                              static_cast<int64_t>(panel_floats()), staging.data()});
     };
     parallel.run(static_cast<size_t>(ceil_div(channels_, step)), pack);
@@ -151,7 +165,7 @@ void PanelProduct::run(Parallel& parallel, const Surface& surface, const float* 
       }
       rows_of_group(group, first, std::min(rows_, first + chunk_),
                     panels.data() + static_cast<size_t>(group) * panel_floats(), sums.data(),
-                    surface, start);
+                    surface, task);
     };
     parallel.run(static_cast<size_t>(layout_.groups * chunks), multiply);
   }
@@ -159,7 +173,7 @@ void PanelProduct::run(Parallel& parallel, const Surface& surface, const float* 
 }
 
 // One task packs a panel and uses it while it is warm.  Returns false where memory runs out.
-bool PanelProduct::group_at_once(int64_t group, const Surface& surface, const float* start,
+bool PanelProduct::group_at_once(int64_t group, const Surface& surface, const Task& task,
                                  Scratch& scratch) const {
   const Scratch::Lease panel(scratch, panel_floats());
   const Scratch::Lease rest(
@@ -168,26 +182,64 @@ bool PanelProduct::group_at_once(int64_t group, const Surface& surface, const fl
   surface.pack(layout_, {group, group + 1, 0, channels_, panel.data(), 0, rest.data()});
   for (int64_t first = 0; first < rows_; first += chunk_) {
     rows_of_group(group, first, std::min(rows_, first + chunk_), panel.data(), rest.data(), surface,
-                  start);
+                  task);
   }
   return true;
 }
 
 void PanelProduct::rows_of_group(int64_t group, int64_t first, int64_t last, const float* panel,
-                                 float* sums, const Surface& surface, const float* start) const {
+                                 float* sums, const Surface& surface, const Task& task) const {
   TileJob job{};
   job.entries = entries_.data();
   job.rows = last - first;
-  job.pitch = layout_.pitch * layout_.family->lanes;
-  job.start = start == nullptr ? nullptr : start + first;
+  job.pitch = layout_.pitch;
+  job.start = task.start == nullptr ? nullptr : task.start + first;
   job.sums = sums;
+  job.sums_step = layout_.sums();
   for (int64_t b = 0; b < blocks_; ++b) {
-    job.panel = panel + b * layout_.block * layout_.channel_floats();
+    job.panel = panel + b * layout_.block * layout_.channel_floats;
     job.segments = segments_.data() + b * rows_ + first;
     job.resume = b > 0;
     layout_.tile->run(job);
   }
-  surface.unpack(layout_, group, first, last, sums);
+  surface.unpack(layout_, group, first, last, sums, task.finish);
+}
+
+void PanelProduct::run_direct(Parallel& parallel, const DirectMaps& maps, const float* start,
+                              const Finish& finish) const {
+  const Task task{start, finish};
+  auto run = [&](size_t index) { direct_rows(maps, static_cast<int64_t>(index), task); };
+  parallel.run(static_cast<size_t>(layout_.groups * ceil_div(rows_, chunk_)), run);
+}
+
+// One group's share of the rows, from where the input lies to where the output belongs.
+void PanelProduct::direct_rows(const DirectMaps& maps, int64_t index, const Task& task) const {
+  const int64_t chunks = ceil_div(rows_, chunk_), groups = layout_.groups / maps.images;
+  const int64_t first = index % chunks * chunk_, group = index / chunks;
+  const int64_t image = group / groups, at = group % groups * layout_.sums();
+  const int64_t count = std::min(layout_.sums(), maps.size - at);
+  const int64_t out = image * maps.output_step + first * maps.size + at;
+  TileJob job{};
+  job.entries = entries_.data();
+  job.rows = std::min(rows_, first + chunk_) - first;
+  job.start = task.start == nullptr ? nullptr : task.start + first;
+  job.sums = maps.output + out;
+  job.sums_step = maps.size;
+  job.tail = static_cast<int>(count - (layout_.tile->columns - 1) * layout_.family->lanes);
+  const auto run = count == layout_.sums() ? layout_.tile->run : layout_.tile->run_tail;
+  for (int64_t b = 0; b < blocks_; ++b) {
+    const int64_t channel = b * layout_.block;
+    job.panel = maps.input + image * maps.input_step + channel * maps.size + at;
+    layout_.family->touch(job.panel, maps.size, std::min(layout_.block, channels_ - channel),
+                          count);
+    job.segments = segments_.data() + b * rows_ + first;
+    job.resume = b > 0;
+    if (b + 1 == blocks_) {
+      job.activation = task.finish.get();
+      job.residual = maps.residual == nullptr ? nullptr : maps.residual + out;
+    }
+    run(job);
+  }
 }
 
 }  // namespace dns_onnx

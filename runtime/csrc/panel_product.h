@@ -7,6 +7,7 @@
 // computes; its *panel* holds what they read, channel by channel.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -22,16 +23,18 @@ struct Layout {
   const Family* family = nullptr;
   const Tile* tile = nullptr;
   int64_t groups = 0;
-  int64_t channel_vectors = 0;        // vectors of one channel in a panel
-  int64_t pitch = 0;                  // vectors between the tile's lines
-  std::vector<uint32_t> tap_vectors;  // where a tap begins, in vectors from the channel's start
-  int64_t staging = 0;                // floats that pack() needs for itself
+  int64_t channel_floats = 0;        // from one channel to the next in a panel
+  int64_t pitch = 0;                 // floats between the tile's lines
+  std::vector<uint32_t> tap_floats;  // where a tap begins, from the channel's start
+  bool direct = false;               // the dense input is read where it lies: it is the panel
+  int64_t staging = 0;               // floats that pack() needs for itself
   double pack_cycles = 0;             // estimated, of one channel
   double unpack_cycles = 0;           // estimated, of one row
   int64_t block = 1;                  // channels worked on at a time, to stay in a near cache
 
   int64_t sums() const { return int64_t{tile->lines} * tile->columns * family->lanes; }
-  int64_t channel_floats() const { return channel_vectors * family->lanes; }
+  // floats of one channel that a group reads
+  int64_t read_floats() const { return direct ? sums() : channel_floats; }
 };
 
 // Groups first_group..last_group, channels first..last.
@@ -47,15 +50,38 @@ struct PackJob {
 // together.
 constexpr int64_t kManyGroups = 16;
 
+// What happens to the sums of a row on their way out.
+struct Finish {
+  Activation activation = {-std::numeric_limits<float>::infinity(),
+                           std::numeric_limits<float>::infinity(), 1.0F};
+  bool residual = false;  // the surface holds what to add before the activation
+
+  bool none() const {
+    return !residual && activation.slope == 1.0F &&
+           activation.low == -std::numeric_limits<float>::infinity() &&
+           activation.high == std::numeric_limits<float>::infinity();
+  }
+  const Activation* get() const { return none() ? nullptr : &activation; }
+};
+
+// The dense input and the output of a pointwise product, as they lie: maps of `size` positions.
+struct DirectMaps {
+  const float* input;
+  const float* residual;  // null for none
+  float* output;
+  int64_t images, size;
+  int64_t input_step, output_step;  // from image to image
+};
+
 // Where a run's panels come from and where its sums go.
 class Surface {
  public:
   virtual ~Surface() = default;
   // Writes the panels of the groups and channels that the job names.
   virtual void pack(const Layout& layout, const PackJob& job) const = 0;
-  // Takes the sums of rows first..last of a group.
+  // Takes the sums of rows first..last of a group, and finishes them.
   virtual void unpack(const Layout& layout, int64_t group, int64_t first, int64_t last,
-                      const float* sums) const = 0;
+                      const float* sums, const Finish& finish) const = 0;
 };
 
 // The sparse matrix of a layer: row r's weights reach channels from first_channel(r) on.
@@ -78,15 +104,21 @@ class PanelProduct {
   PanelProduct(const PanelWeights& weights, Layout layout);
 
   // start: first summand of each row, null for 0.  Throws Error where memory runs out.
-  void run(Parallel& parallel, const Surface& surface, const float* start, Scratch& scratch) const;
+  void run(Parallel& parallel, const Surface& surface, const float* start, const Finish& finish,
+           Scratch& scratch) const;
+  // The same where the layout is direct.
+  void run_direct(Parallel& parallel, const DirectMaps& maps, const float* start,
+                  const Finish& finish) const;
   const Layout& layout() const { return layout_; }
 
  private:
+  struct Task;
   void sort_weights(const PanelWeights& weights);
-  bool group_at_once(int64_t group, const Surface& surface, const float* start,
+  bool group_at_once(int64_t group, const Surface& surface, const Task& task,
                      Scratch& scratch) const;
   void rows_of_group(int64_t group, int64_t first, int64_t last, const float* panel, float* sums,
-                     const Surface& surface, const float* start) const;
+                     const Surface& surface, const Task& task) const;
+  void direct_rows(const DirectMaps& maps, int64_t index, const Task& task) const;
   size_t panel_floats() const;
 
   Layout layout_;

@@ -25,7 +25,7 @@ using Make = std::unique_ptr<Kernel> (*)(const abi::Api*, const abi::KernelInfo*
 struct Operator {
   abi::CustomOp table;
   const char* name;
-  size_t inputs;  // the last is optional where there are six
+  size_t inputs;  // those after kRequiredInputs are optional
   Make make;
 };
 
@@ -92,8 +92,9 @@ Operator make_operator(const char* name, size_t inputs, Make make) {
 
 const std::vector<Operator>& operators() {
   static const std::vector<Operator> all = {make_operator("CsrGemm", 6, make_gemm),
-                                            make_operator("CsrMatMul", 5, make_matmul),
-                                            make_operator("CsrConv", 6, make_conv)};
+                                            make_operator("CsrMatMul", 6, make_matmul),
+                                            make_operator("CsrLeftMatMul", 5, make_left_matmul),
+                                            make_operator("CsrConv", 7, make_conv)};
   return all;
 }
 

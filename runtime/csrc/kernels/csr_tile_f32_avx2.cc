@@ -12,7 +12,7 @@ namespace {
 
 const Tile kTiles[] = {DNS_ONNX_TILES_16(Avx)};
 const Family kFamilies[] = {
-    {8, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Avx>, scatter<Avx>}};
+    {8, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Avx>, scatter<Avx>, finish<Avx>, touch}};
 
 }  // namespace
 

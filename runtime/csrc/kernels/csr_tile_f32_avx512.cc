@@ -15,17 +15,24 @@ struct Avx512 : Avx {
   using Register = __m512;
   static Register zero() { return _mm512_setzero_ps(); }
   static Register broadcast(const float* p) { return _mm512_set1_ps(*p); }
-  static Register load(const float* p) { return _mm512_load_ps(p); }
-  static void store(float* p, Register r) { _mm512_store_ps(p, r); }
+  static Register load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Register r) { _mm512_storeu_ps(p, r); }
+  static Register min(Register a, Register b) { return _mm512_min_ps(a, b); }
+  static Register max(Register a, Register b) { return _mm512_max_ps(a, b); }
   static Register add(Register a, Register b) { return _mm512_add_ps(a, b); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
+
+  using Mask = __mmask16;
+  static Mask mask(int count) { return static_cast<Mask>((1U << count) - 1U); }
+  static Register load_some(const float* p, Mask mask) { return _mm512_maskz_loadu_ps(mask, p); }
+  static void store_some(float* p, Mask mask, Register r) { _mm512_mask_storeu_ps(p, mask, r); }
 };
 
 const Tile kTiles8[] = {DNS_ONNX_TILES_32(Avx)};
 const Tile kTiles16[] = {DNS_ONNX_TILES_32(Avx512)};
 const Family kFamilies[] = {
-    {8, 0.5F, kTiles8, sizeof kTiles8 / sizeof *kTiles8, gather<Avx>, scatter<Avx>},
-    {16, 1.0F, kTiles16, sizeof kTiles16 / sizeof *kTiles16, gather<Avx512>, scatter<Avx512>}};
+    {8, 0.5F, kTiles8, sizeof kTiles8 / sizeof *kTiles8, gather<Avx>, scatter<Avx>, finish<Avx>, touch},
+    {16, 1.0F, kTiles16, sizeof kTiles16 / sizeof *kTiles16, gather<Avx512>, scatter<Avx512>, finish<Avx512>, touch}};
 
 }  // namespace
 

@@ -9,7 +9,7 @@ namespace {
 
 #include "tile_f32.inc"
 
-struct Neon : PlainTranspose<4> {
+struct Neon : PlainTranspose<4>, WholeVectors {
   static constexpr int kLanes = 4;
   using Register = float32x4_t;
   static Register zero() { return vdupq_n_f32(0.0F); }
@@ -17,12 +17,14 @@ struct Neon : PlainTranspose<4> {
   static Register load(const float* p) { return vld1q_f32(p); }
   static void store(float* p, Register r) { vst1q_f32(p, r); }
   static Register add(Register a, Register b) { return vaddq_f32(a, b); }
+  static Register min(Register a, Register b) { return vminq_f32(a, b); }
+  static Register max(Register a, Register b) { return vmaxq_f32(a, b); }
   static Register fma(Register a, Register b, Register c) { return vfmaq_f32(c, a, b); }
 };
 
 const Tile kTiles[] = {DNS_ONNX_TILES_32(Neon)};
 const Family kFamilies[] = {
-    {4, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Neon>, scatter<Neon>}};
+    {4, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Neon>, scatter<Neon>, finish<Neon>, touch}};
 
 }  // namespace
 

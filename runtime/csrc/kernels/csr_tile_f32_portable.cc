@@ -7,20 +7,26 @@ namespace {
 
 #include "tile_f32.inc"
 
-struct Vector4 : PlainTranspose<4> {
+struct Vector4 : PlainTranspose<4>, WholeVectors {
   static constexpr int kLanes = 4;
   typedef float Register __attribute__((vector_size(16)));
   static Register zero() { return Register{}; }
   static Register broadcast(const float* p) { return Register{*p, *p, *p, *p}; }
-  static Register load(const float* p) { return *reinterpret_cast<const Register*>(p); }
-  static void store(float* p, Register r) { *reinterpret_cast<Register*>(p) = r; }
+  static Register load(const float* p) {
+    Register r;
+    __builtin_memcpy(&r, p, sizeof r);
+    return r;
+  }
+  static void store(float* p, Register r) { __builtin_memcpy(p, &r, sizeof r); }
+  static Register min(Register a, Register b) { return a < b ? a : b; }  // b where NaN
+  static Register max(Register a, Register b) { return a > b ? a : b; }
   static Register add(Register a, Register b) { return a + b; }
   static Register fma(Register a, Register b, Register c) { return a * b + c; }
 };
 
 const Tile kTiles[] = {DNS_ONNX_TILES_16(Vector4)};
 const Family kFamilies[] = {
-    {4, 1.0F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Vector4>, scatter<Vector4>}};
+    {4, 1.0F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Vector4>, scatter<Vector4>, finish<Vector4>, touch}};
 
 }  // namespace
 

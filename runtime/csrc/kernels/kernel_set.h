@@ -15,16 +15,26 @@ struct Entry {
   uint32_t offset;
 };
 
+// What becomes of a finished sum v: negative ones times `slope`, then all of them into
+// [low, high].  NaN passes through.
+struct Activation {
+  float low, high, slope;
+};
+
 // One sparse matrix times one dense panel; see tile_f32.inc.
 struct TileJob {
   const float* panel;
   const Entry* entries;     // entries of row r: segments[r] to segments[r + 1]
   const int64_t* segments;  // [rows + 1]
   int64_t rows;
-  int64_t pitch;       // floats between the tile's lines in the panel
-  const float* start;  // [rows] first summand, null for 0; unused if `resume`
-  bool resume;         // go on from what `sums` holds
-  float* sums;         // [rows][lines * columns * lanes]
+  int64_t pitch;                 // floats between the tile's lines in the panel
+  const float* start;            // [rows] first summand, null for 0; unused if `resume`
+  bool resume;                   // go on from what `sums` holds
+  float* sums;                   // lines * columns * lanes for each row
+  int64_t sums_step;             // floats from row to row
+  const Activation* activation;  // null: more is to come, or none is wanted
+  const float* residual;         // added before the activation; laid out as the sums; null for 0
+  int tail;                      // floats to read and write in the last column, if not all
 };
 
 // Accumulates lines x columns vectors at a time, all of them in registers.
@@ -32,6 +42,7 @@ struct Tile {
   int lines;
   int columns;
   void (*run)(const TileJob&);
+  void (*run_tail)(const TileJob&);  // heeds `tail`; null where vectors cannot be cut
 };
 
 // out[line * out_line + i * out_step + lane] = source[lane][line * source_line + i] for i < count.
@@ -47,8 +58,18 @@ struct GatherJob {
 };
 constexpr int64_t kGatherSlack = 8;
 
+// to[i] = activation(from[i] + residual[i]) for i < count; residual may be null.
+struct FinishJob {
+  const float* from;
+  const float* residual;
+  Activation activation;
+  int64_t count;
+  float* to;
+};
+
 // target[lane][row * target_row + i] = in[row * in_row + i * in_step + lane] for i < count and
-// every target that is not null.
+// every target that is not null; finished where `activation` is given, with what residual[lane]
+// holds in the same place.
 struct ScatterJob {
   const float* in;
   int64_t in_row;
@@ -57,6 +78,8 @@ struct ScatterJob {
   int64_t in_step;
   float* const* target;  // one for each lane
   int64_t target_row;
+  const Activation* activation;    // null for none
+  const float* const* residual;  // one for each lane, or null
 };
 
 // The tiles over vectors of one width.
@@ -67,6 +90,9 @@ struct Family {
   size_t tile_count;
   void (*gather)(const GatherJob&);
   void (*scatter)(const ScatterJob&);
+  void (*finish)(const FinishJob&);
+  // Fetches `count` floats from each of `lines` places, `step` floats apart, into a near cache.
+  void (*touch)(const float* from, int64_t step, int64_t lines, int64_t count);
 };
 
 // y[r] = start[r] + sum of values[i] * x[columns[i]] over row r, for first <= r < last.

@@ -1,0 +1,142 @@
+"""Who is measured, and how: runs in turn, peers in processes of their own.
+
+A peer needs packages of its own, so it lives in an environment of its own and is driven over
+pipes: this file is what its interpreter runs.  Its imports are therefore local.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Run = Callable[[], Any]
+
+SEED = 0
+REPEATS, WARMING = 5, 2  # runs of a contender before the next one's turn; uncounted ones
+LEAST_ROUNDS = 5
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def ort_runner(model: bytes | str, x: Array, threads: int, library: str | None) -> Run:
+    """ONNX Runtime as it is, with the library if one is named."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if library is not None:
+        options.register_custom_ops_library(library)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: x})[0]
+
+
+def openvino_runner(path: str, x: Array, threads: int) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(
+        path, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    )
+    request = compiled.create_infer_request()
+    return lambda: request.infer([x])
+
+
+def deepsparse_runner(path: str, x: Array, threads: int) -> Run:
+    from deepsparse import Engine
+
+    engine = Engine(model=path, batch_size=x.shape[0], num_cores=threads)
+    return lambda: engine.run([x])
+
+
+PEERS: dict[str, Callable[[str, Array, int], Run]] = {
+    "openvino": openvino_runner,
+    "deepsparse": deepsparse_runner,
+}
+
+
+def sample(shape: Sequence[int]) -> Array:
+    """The input that every contender gets."""
+    x: Array = np.random.default_rng(SEED).standard_normal(shape).astype(np.float32)
+    return x
+
+
+def turn(run: Run, clock: str) -> float:
+    """Milliseconds of the median run of one turn, its first ones left out: they warm the caches."""
+    times = []
+    for _ in range(REPEATS):
+        start = CLOCKS[clock]()
+        run()
+        times.append(CLOCKS[clock]() - start)
+    return statistics.median(times[WARMING:]) * 1e3
+
+
+def in_turn(turns: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, float]:
+    """Median milliseconds of each contender, one after the other until the time is up."""
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while time.perf_counter() < end or rounds < LEAST_ROUNDS:
+        for name, take in turns.items():
+            times[name].append(take())
+        rounds += 1
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Child:
+    """A peer in an environment of its own, driven over pipes."""
+
+    def __init__(self, peer: str, python: str) -> None:
+        self.process = subprocess.Popen(
+            [python, __file__, peer],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def load(self, path: str, shape: Sequence[int], threads: int) -> None:
+        self._ask(model=path, x=list(shape), threads=threads)
+
+    def turn(self, clock: str) -> float:
+        return self._ask(clock=clock)
+
+    def _ask(self, **job: Any) -> float:
+        if self.process.stdin is None or self.process.stdout is None:
+            raise RuntimeError("the peer's process has no pipes")
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:  # the peers greet on standard output
+            if line.startswith("ms "):
+                return float(line.split()[1])
+        raise RuntimeError("the peer's process ended; run contenders.py by hand to see why")
+
+
+def serve(peer: str) -> None:
+    """The child process: a job a line in, milliseconds a line out."""
+    run: Run | None = None
+    for line in sys.stdin:
+        job = json.loads(line)
+        answer = 0.0
+        if "model" in job:
+            run = None  # frees the last one first
+            run = PEERS[peer](job["model"], sample(job["x"]), job["threads"])
+        elif run is not None:
+            answer = turn(run, job["clock"])
+        sys.stderr.flush()
+        print("ms", answer, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peer", choices=PEERS)
+    serve(parser.parse_args().peer)
