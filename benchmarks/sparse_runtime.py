@@ -31,7 +31,7 @@ from sparse_models import GROUPS, NETS, Layer, Net, layer_model, nets, pruned
 
 from dns_onnx.converters.exporter import convert
 from dns_onnx.runtime.library import kernel_set, library_path, peak_gflops
-from dns_onnx.runtime.session import session
+from dns_onnx.runtime.session import SessionNotes, session
 
 Children = Mapping[str, Child]
 
@@ -102,7 +102,13 @@ def measure_net(
         "ours": lambda: ours.run(None, {name: x})[0],
     }
     row = compare(net.name, runs, dense, net.shape, children, options, threads)
-    return {**row, "load_s": seconds, "choice": f"{len(ours.dns_onnx.folded)} dense"}
+    return {**row, "load_s": seconds, "choice": note(ours.dns_onnx)}
+
+
+def note(notes: SessionNotes) -> str:
+    counts = (("dense", notes.folded), ("more sparse", notes.unfolded))
+    made = "".join(f"{len(names)} {what}, " for what, names in counts if names)
+    return f"{made}{notes.choice}"
 
 
 def line(row: Mapping[str, Any], peak: float) -> str:

@@ -9,20 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dns_onnx.errors import DataError
+from dns_onnx.runtime.inputs import random_inputs
 from dns_onnx.runtime.session import session
 
+__all__ = ["Timing", "bench", "random_inputs"]
+
 Array = NDArray[Any]
-_DTYPES = {
-    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8, "tensor(bool)": np.bool_, "tensor(int16)": np.int16,
-    "tensor(uint16)": np.uint16, "tensor(uint32)": np.uint32, "tensor(uint64)": np.uint64,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,21 +35,6 @@ class Timing:
     high_ms: float
     ratio: float
     runs: int
-
-
-def random_inputs(sess: ort.InferenceSession, rows: int = 1, seed: int = 0) -> dict[str, Array]:
-    """Inputs of the declared types and shapes; free axes: `rows` at the front, 1 elsewhere."""
-    rng = np.random.default_rng(seed)
-    feeds: dict[str, Array] = {}
-    for i in sess.get_inputs():
-        free = [rows] + [1] * 16
-        shape = [d if isinstance(d, int) and d > 0 else free[k] for k, d in enumerate(i.shape)]
-        dtype = np.dtype(_DTYPES.get(i.type, np.float32))
-        if dtype.kind == "f":
-            feeds[i.name] = rng.random(shape, np.float32).astype(dtype)
-        else:
-            feeds[i.name] = rng.integers(0, 2, shape).astype(dtype)
-    return feeds
 
 
 def bench(

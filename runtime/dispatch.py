@@ -1,235 +1,239 @@
 """Dense or sparse, layer by layer, for the machine at hand.
 
-Export chose by a cost model of common machines.  Here the machine is known: a sparse layer whose
+Export chose by a cost model of common machines.  Here the machine is known.  A sparse layer whose
 kernel would lose is handed back to ONNX Runtime's dense one by renaming its node to a copy of its
-own function, for which no kernel is registered, so that it is folded at load.
+own function, for which no kernel is registered, so that it is folded at load; a layer that export
+left dense but stored sparse becomes a sparse one where that wins.  What a layer gains alone, the
+net can lose at the seams (dense nodes keep their maps in blocks, and fuse with each other), so the
+result is measured against the all-dense net, and the faster one runs.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
-import os
-import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
-from dns_onnx.runtime.library import kernel_set, library_path
+from dns_onnx.errors import ModelError
+from dns_onnx.runtime.crossing import machine, recall, remember, thresholds
+from dns_onnx.runtime.fuse import fuse
+from dns_onnx.runtime.inputs import random_inputs, shapes_are_known
+from dns_onnx.runtime.sites import (
+    DEPTHWISE,
+    DOMAIN,
+    OPERATORS,
+    STEM,
+    SparseLayer,
+    Tensors,
+    graphs,
+    sparse_layers,
+)
 
-DOMAIN = "dns_onnx"
-OPERATORS = ("CsrGemm", "CsrMatMul", "CsrConv")
 FOLDED = "Folded"  # suffix of the function copies
-SURE = 0.15  # below this density the sparse kernel wins on every machine; needs no measurement
-SMALL = 1 << 16  # entries of a dense weight below which the choice is not worth a measurement
-DEPTHWISE = "depthwise"  # one channel a filter: bringing it into panels costs more than it saves
-_RUNS = 9
+SURE = 0.15  # below this density the sparse kernel wins on every machine
+SMALL = 1 << 16  # entries of a dense weight below which a layer's density tells nothing
+GAIN = 0.97  # of the dense net's time, that the sparse one must stay below
+_SECONDS, _ROUNDS, _MOST_ROUNDS = 1.0, 5, 200  # of measuring: at least both of the first two
+_OTHER = {"Conv": "CsrConv", "Gemm": "CsrGemm", "MatMul": "CsrMatMul"}
 
-# one layer of each kind, small enough to measure in milliseconds: (input shape, weight shape)
-_PROBES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "linear": ((1, 2048), (1024, 2048)),
-    "large linear": ((1, 4096), (3072, 4096)),
-    "conv": ((1, 64, 28, 28), (64, 64, 3, 3)),
-    "pointwise": ((1, 128, 28, 28), (128, 128, 1, 1)),
-}
-_DENSITIES = (0.25, 0.75)
-_LARGE = 32 << 20  # bytes of a dense weight that no cache holds from run to run
+Open = Callable[[bytes], ort.InferenceSession]
 
 
-def fold_slow_layers(data: bytes, threads: int) -> tuple[bytes, list[str]]:
-    """Hands the layers whose sparse kernel would lose back to the dense one.
+@dataclass(frozen=True)
+class Choice:
+    """Which form of a model runs.
 
-    data: a serialized model; one with external data stays as it is.  threads: of the session,
-    0 for ONNX Runtime's default.
-    Returns the model, changed only if the list of node names beside it is not empty.
+    data: the model, or None where the file as it is does.  folded: sparse layers that run dense.
+    unfolded: layers stored sparse before a dense node that run on a sparse kernel.
+    session: already open, if the choice took a measurement.  reason: in words.
     """
-    if b"Csr" not in data:
-        return data, []
+
+    data: bytes | None
+    folded: tuple[str, ...] = ()
+    unfolded: tuple[str, ...] = ()
+    session: ort.InferenceSession | None = None
+    reason: str = ""
+
+
+def choose(data: bytes, folder: Path | None, threads: int, open_: Open | None) -> Choice:
+    """The fastest form of a model on this machine.
+
+    data: serialized.  folder: where its external data lie.  threads: of the session, 0 for ONNX
+    Runtime's default.  open_: makes a session like the one wanted; None forbids measuring nets.
+    """
+    layers, sure = _survey(data, folder) if DOMAIN.encode() in data else ([], False)
+    if not layers:
+        return Choice(None, reason="no sparse layer")
+    wanted = _wanted(layers, threads)
+    if not any(wanted):
+        form = _form(data, folder, [False] * len(layers))
+        folded = form.data if form.folded else None
+        return Choice(folded, form.folded, reason="every layer is faster dense")
+    if sure or open_ is None:
+        return _chosen(_form(data, folder, wanted), "by the layers' densities")
+    # a dense stem may win in the net where it loses alone: the pooling behind it is dense too
+    no_stem = [w and layer.kind != STEM for w, layer in zip(wanted, layers, strict=True)]
+    return _measured(data, folder, threads, [[False] * len(layers), wanted, no_stem], open_)
+
+
+def _survey(data: bytes, folder: Path | None) -> tuple[list[SparseLayer], bool]:
+    """The layers, and whether they are sparse enough for the whole net to win anyway."""
     model = onnx.load_from_string(data)
-    constants = {tensor.name: tensor for tensor in _initializers(model.graph)}
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in constants.values()):
-        return data, []  # data beside the file are found by its folder, which bytes have not
-    slow = []
-    for node in _nodes(model.graph):
-        found = _density(node, constants)
-        if found is None:
-            continue
-        kind, density = found
-        if kind == DEPTHWISE or (density > SURE and density > thresholds(threads)[kind]):
-            slow.append(node)
-    known = {function.name: function for function in model.functions if function.domain == DOMAIN}
-    slow = [node for node in slow if node.op_type in known]
-    for op_type in {node.op_type for node in slow}:
-        copy = model.functions.add()
-        copy.CopyFrom(known[op_type])
-        copy.name = op_type + FOLDED
-    names = [node.name or node.output[0] for node in slow]
-    for node in slow:
-        node.op_type += FOLDED
-    return (model.SerializeToString(), names) if names else (data, [])
-
-
-def thresholds(threads: int) -> dict[str, float]:
-    """Density above which the dense kernel is faster, for each kind of layer.
-
-    Measured once for this CPU, ONNX Runtime and thread count (one to three seconds), then read
-    from a file in the user's cache folder; the environment variable DNS_ONNX_CACHE names another.
-    """
-    key = "|".join(
-        (platform.machine(), _cpu_name(), kernel_set(), ort.__version__, f"{threads} threads")
+    layers = sparse_layers(model, Tensors(model, folder))
+    rest = sum(
+        math.prod(tensor.dims)
+        for graph in graphs(model.graph)
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1
     )
-    path = _cache_folder() / "dispatch.json"
-    try:
-        stored: dict[str, dict[str, float]] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        stored = {}
-    found = stored.get(key)
-    if found is None or found.keys() != _PROBES.keys():
-        found = {kind: _crossing(kind, threads) for kind in _PROBES}
-        _store(path, {**stored, key: found})
-    return found
+    size = sum(layer.size for layer in layers)
+    sure = all(layer.density <= SURE and layer.kind != STEM for layer in layers)
+    return layers, sure and size >= max(SMALL, 10 * rest)
 
 
-def _density(
-    node: onnx.NodeProto, constants: Mapping[str, TensorProto]
-) -> tuple[str, float] | None:
-    """Kind and density of a sparse layer worth a choice: stored in the file, not small."""
-    if node.domain != DOMAIN or node.op_type not in OPERATORS or len(node.input) < 5:
-        return None
-    values, shape = constants.get(node.input[1]), constants.get(node.input[4])
-    if values is None or shape is None:
-        return None
-    dims = [int(d) for d in numpy_helper.to_array(shape)]
-    size = math.prod(dims)
-    if size <= 0:
-        return None
-    if node.op_type != "CsrConv":
-        kind = "large linear" if size * 4 > _LARGE else "linear"
-    elif dims[1] == 1:
-        return DEPTHWISE, math.prod(values.dims) / size
-    else:
-        kind = "pointwise" if math.prod(dims[2:]) == 1 else "conv"
-    if size < SMALL:
-        return None
-    return kind, math.prod(values.dims) / size
+def _wanted(layers: Sequence[SparseLayer], threads: int) -> list[bool]:
+    """For each layer whether its sparse kernel wins."""
+    limits: Mapping[str, float] | None = None
+    wanted = []
+    for layer in layers:
+        if layer.kind in (DEPTHWISE, STEM):
+            wanted.append(layer.kind == STEM and layer.reader is None)
+        elif layer.density <= SURE or layer.size < SMALL:
+            wanted.append(layer.reader is None or layer.density <= SURE)
+        else:
+            limits = limits or thresholds(threads)
+            wanted.append(layer.density <= limits[layer.kind])
+    return wanted
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, those of subgraphs included."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+@dataclass(frozen=True)
+class _Form:
+    data: bytes
+    folded: tuple[str, ...]
+    unfolded: tuple[str, ...]
 
 
-def _initializers(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """All initializers, those of subgraphs included."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _initializers(attribute.g)
+def _form(data: bytes, folder: Path | None, wanted: Sequence[bool]) -> _Form:
+    """The model with the wanted layers on sparse kernels, the others dense."""
+    model = onnx.load_from_string(data)
+    tensors = Tensors(model, folder)
+    bodies = {function.name for function in model.functions if function.domain == DOMAIN}
+    folded, unfolded = [], []
+    for layer, wants in zip(sparse_layers(model, tensors), wanted, strict=True):
+        if layer.reader is not None and wants:
+            unfolded.append(layer.name)
+            _unfold(layer, tensors)
+        elif layer.reader is None and not wants and layer.node.op_type in bodies:
+            folded.append(layer.name)
+            layer.node.op_type += FOLDED
+    fuse(model, tensors)
+    _name_functions(model)
+    return _Form(model.SerializeToString(), tuple(folded), tuple(unfolded))
 
 
-def _crossing(kind: str, threads: int) -> float:
-    """Density at which dense and sparse take the same time; the sparse time is a straight line."""
-    low, high = _DENSITIES
-    dense, sparse_low = _times(kind, low, threads)
-    dense_again, sparse_high = _times(kind, high, threads)
-    slope = (sparse_high - sparse_low) / (high - low)
-    if slope <= 0:
-        return 1.0 if sparse_high < dense else 0.0
-    return min(1.0, max(0.0, low + (min(dense, dense_again) - sparse_low) / slope))
-
-
-def _times(kind: str, density: float, threads: int) -> tuple[float, float]:
-    """Seconds of one run, dense and sparse, taken in turn."""
-    shape, weight_shape = _PROBES[kind]
-    rng = np.random.default_rng(0)
-    weight = rng.standard_normal(weight_shape) * (rng.random(weight_shape) < density)
-    x = {"X": rng.standard_normal(shape).astype(np.float32)}
-    sessions = [_probe(shape, weight.astype(np.float32), threads, sparse=s) for s in (False, True)]
-    best = [math.inf, math.inf]
-    for _ in range(_RUNS):
-        for i, probe in enumerate(sessions):
-            probe.run(None, x)
-            start = time.perf_counter()
-            probe.run(None, x)
-            best[i] = min(best[i], time.perf_counter() - start)
-    return best[0], best[1]
-
-
-def _probe(
-    shape: tuple[int, ...], weight: np.ndarray[Any, Any], threads: int, *, sparse: bool
-) -> ort.InferenceSession:
-    """A session over one layer."""
-    op_type = "Gemm" if len(weight.shape) == 2 else "Conv"
-    attributes: dict[str, Any] = {"transB": 1}
-    if op_type == "Conv":
-        pad, group = weight.shape[-1] // 2, shape[1] // weight.shape[1]
-        attributes = {"pads": [pad] * 4, "group": group}
-    values = {"W": weight}
-    if sparse:
-        rows = weight.reshape(weight.shape[0], -1)
-        columns = np.nonzero(rows)[1]
-        pointers = np.concatenate(([0], np.cumsum(np.count_nonzero(rows, axis=1))))
-        values = {
-            "values": rows[rows != 0], "col_indices": columns, "row_ptr": pointers,
-            "shape": np.asarray(weight.shape, np.int64),
-        }  # fmt: skip
-        op_type = "Csr" + op_type
-    node = helper.make_node(
-        op_type, ["X", *values], ["Y"], domain=DOMAIN if sparse else "", **attributes
-    )
-    graph = helper.make_graph(
-        [node],
-        "probe",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in values.items()],
-    )
-    opsets = [helper.make_opsetid("", 13), helper.make_opsetid(DOMAIN, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.register_custom_ops_library(str(library_path()))
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def _cpu_name() -> str:
-    """The CPU's model, as precisely as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()
-
-
-def _cache_folder() -> Path:
-    override = os.environ.get("DNS_ONNX_CACHE")
-    if override:
-        return Path(override)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dns-onnx"
-
-
-def _store(path: Path, content: dict[str, dict[str, float]]) -> None:
-    """Writes the file whole or not at all; a folder that cannot be written costs only time."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(content, indent=1))
-        partial.replace(path)
-    except OSError:
+def _unfold(layer: SparseLayer, tensors: Tensors) -> None:
+    """Makes the plain node a sparse one; the decoder before it goes."""
+    node, reader = layer.node, layer.reader
+    if reader is None:
         return
+    operands = list(node.input)
+    if node.op_type == "BitmaskToDense":
+        operands = [operands[0], *_indices(layer, tensors), operands[2]]
+    left = reader.op_type == "MatMul" and reader.input[0] == node.output[0]
+    others = list(reader.input)
+    others.remove(node.output[0])
+    del reader.input[:]
+    reader.input.extend([others[0], *operands, *others[1:]])
+    reader.op_type = "CsrLeftMatMul" if left else _OTHER[reader.op_type]
+    reader.domain = DOMAIN
+    layer.graph.node.remove(node)
+
+
+def _indices(layer: SparseLayer, tensors: Tensors) -> tuple[str, str]:
+    """Names of col_indices and row_ptr for a weight whose places are stored as bits."""
+    mask, shape = (tensors.array(name) for name in layer.node.input[1:3])
+    if mask is None or shape is None:
+        raise ModelError(f"{layer.name}: expected constants before BitmaskToDense, got none")
+    bits = np.unpackbits(mask, bitorder="little")[: layer.size].reshape(int(shape[0]), -1)
+    arrays = {
+        "col_indices": np.nonzero(bits)[1].astype(np.int32),
+        "row_ptr": np.concatenate(([0], np.cumsum(bits.sum(axis=1, dtype=np.int64)))),
+    }
+    stem = layer.node.output[0]
+    for name, array in arrays.items():
+        layer.graph.initializer.append(numpy_helper.from_array(array, f"{stem}.{name}"))
+    return f"{stem}.col_indices", f"{stem}.row_ptr"
+
+
+def _name_functions(model: onnx.ModelProto) -> None:
+    """Bodies for the folded nodes, and none for those that kernels run."""
+    used = {node.op_type for graph in graphs(model.graph) for node in graph.node}
+    copies = []
+    for function in list(model.functions):
+        if function.domain != DOMAIN or function.name not in OPERATORS:
+            continue
+        if function.name + FOLDED in used:
+            copy = onnx.FunctionProto()
+            copy.CopyFrom(function)
+            copy.name += FOLDED
+            copies.append(copy)
+        model.functions.remove(function)
+    model.functions.extend(copies)
+
+
+def _chosen(form: _Form, reason: str, session: ort.InferenceSession | None = None) -> Choice:
+    return Choice(form.data, form.folded, form.unfolded, session, reason)
+
+
+def _measured(
+    data: bytes,
+    folder: Path | None,
+    threads: int,
+    candidates: Sequence[Sequence[bool]],
+    open_: Open,
+) -> Choice:
+    """The fastest candidate, measured once for each model; the first unless another gains enough.
+
+    candidates: for each layer whether it runs sparse; the first is all dense.
+    """
+    forms = {form.data: form for form in (_form(data, folder, c) for c in candidates)}
+    key = f"{machine(threads)}|{hashlib.blake2b(data, digest_size=16).hexdigest()}"
+    ratios = (recall(key) or {}).get("ratios")
+    sessions: list[ort.InferenceSession] = []
+    if not isinstance(ratios, list) or len(ratios) != len(forms):
+        sessions = [open_(form) for form in forms]
+        ratios = _ratios(sessions)
+        if ratios is None:  # then the layers' own figures are all there is
+            return _chosen(list(forms.values())[-1], "by the layers' densities")
+        remember(key, {"ratios": ratios})
+    best = min(range(len(ratios)), key=ratios.__getitem__)
+    best = best if ratios[best] <= GAIN else 0
+    reason = f"{ratios[best]:.2f} of the dense net's time" if best else "the dense net is as fast"
+    return _chosen(list(forms.values())[best], reason, sessions[best] if sessions else None)
+
+
+def _ratios(sessions: Sequence[ort.InferenceSession]) -> list[float] | None:
+    """Times over the first session's, in turn; None where no inputs can be made up."""
+    if not shapes_are_known(sessions[0]):
+        return None
+    feeds = random_inputs(sessions[0])
+    best = [math.inf] * len(sessions)
+    rounds, end = 0, time.perf_counter() + _SECONDS
+    try:
+        while rounds < _ROUNDS or (time.perf_counter() < end and rounds < _MOST_ROUNDS):
+            for i, session in enumerate(sessions):
+                start = time.perf_counter()
+                session.run(None, feeds)
+                best[i] = min(best[i], time.perf_counter() - start)
+            rounds += 1
+    except Exception:  # made-up inputs may be none that the model takes
+        return None
+    return [seconds / best[0] for seconds in best]

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 
 from dns_onnx.errors import ModelError, NativeLibraryError
-from dns_onnx.runtime.dispatch import fold_slow_layers
+from dns_onnx.runtime.dispatch import Choice
+from dns_onnx.runtime.dispatch import choose as choose_form
 from dns_onnx.runtime.library import library_path
 
 _log = logging.getLogger(__name__)
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 Provider = str | tuple[str, dict[str, Any]]
 
@@ -30,11 +33,15 @@ class SessionNotes:
 
     native: whether the sparse kernels are registered.  reason: why not, empty if they are.
     folded: sparse layers that run dense, because on this machine that is faster.
+    unfolded: layers that the file has dense nodes for and that run on sparse kernels.
+    choice: what the two rest on.
     """
 
     native: bool
     reason: str
     folded: tuple[str, ...] = ()
+    unfolded: tuple[str, ...] = ()
+    choice: str = ""
 
 
 def session(
@@ -52,8 +59,9 @@ def session(
     None asks for CUDA where a device exists, then for the CPU.  native: False leaves the kernels
     out, "require" makes their absence an error; they run on the CPU, so by default a session on
     another device goes without.  threads: for work inside one node.
-    choose: decide again, for this machine, which sparse layers run dense (dispatch.py); a model
-    with layers denser than 15 % costs some seconds of measuring, once for each machine.
+    choose: decide again, for this machine, which layers run sparse and which dense, and join the
+    sparse ones with what follows them (dispatch.py); a model with layers denser than 15 % costs
+    some seconds of measuring, once for each machine.
     The session's attribute `dns_onnx` is a SessionNotes.
     Raises NativeLibraryError (native="require") and ModelError (the model does not load).
     """
@@ -64,32 +72,43 @@ def session(
     notes = _register(options, chosen, native)
     source = model if isinstance(model, bytes) else os.fspath(model)
     where = "model" if isinstance(source, bytes) else source
-    if notes.native and choose:
-        source, folded = _choose(source, options.intra_op_num_threads)
-        notes = replace(notes, folded=tuple(folded))
     try:
-        made = ort.InferenceSession(source, options, providers=chosen)
+        choice = _choose(source, options, chosen) if notes.native and choose else Choice(None)
+        made = choice.session or ort.InferenceSession(
+            source if choice.data is None else choice.data, options, providers=chosen
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
         raise ModelError(
             f"{where}: expected a model that ONNX Runtime {ort.__version__} loads, got: {error}"
         ) from error
+    notes = replace(notes, folded=choice.folded, unfolded=choice.unfolded, choice=choice.reason)
     made.dns_onnx = notes
     _log.debug("%s: native kernels: %s %s", where, notes.native, notes.reason)
     return made
 
 
-def _choose(source: str | bytes, threads: int) -> tuple[str | bytes, list[str]]:
-    """The model with its slow sparse layers made dense, and their names.
+def _choose(source: str | bytes, options: ort.SessionOptions, providers: list[Provider]) -> Choice:
+    """The form of the model that runs; a file that cannot be read stays as it is."""
+    folder = None
+    if isinstance(source, bytes):
+        data = source
+    else:
+        try:
+            data, folder = Path(source).read_bytes(), Path(source).resolve().parent
+        except OSError:  # ONNX Runtime says what is wrong with the path
+            return Choice(None)
+        # bytes have no folder of their own, beside which external data would be looked for
+        options.add_session_config_entry(_DATA_FOLDER, str(folder))
 
-    A file stays a path where nothing changes, or where it keeps data beside it: ONNX Runtime finds
-    those by the file's own folder.
-    """
+    def open_(form: bytes) -> ort.InferenceSession:
+        return ort.InferenceSession(form, options, providers=providers)
+
+    # a session that writes files is opened once
+    quiet = not (options.enable_profiling or options.optimized_model_filepath)
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError:  # ONNX Runtime says what is wrong with the path
-        return source, []
-    changed, folded = fold_slow_layers(data, threads)
-    return (changed, folded) if folded else (source, [])
+        return choose_form(data, folder, options.intra_op_num_threads, open_ if quiet else None)
+    except DecodeError:  # ONNX Runtime says what is wrong with the file
+        return Choice(None)
 
 
 def default_providers() -> list[Provider]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -111,6 +113,12 @@ def assert_close(got: Array, want: Array) -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test reads or leaves measurements in the user's cache."""
+    monkeypatch.setenv("DNS_ONNX_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def kernels() -> None:
     """Skips the test where the native library was not built."""
@@ -118,6 +126,24 @@ def kernels() -> None:
         library_path()
     except NativeLibraryError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def run_model() -> Callable[..., Array]:
+    """Runs a model on the sparse kernels: (model, feeds, threads=1) -> its first output."""
+
+    def run(model: onnx.ModelProto, feeds: dict[str, Array], threads: int = 1) -> Array:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.register_custom_ops_library(str(library_path()))
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        result: Array = session.run(None, feeds)[0]
+        return result
+
+    return run
 
 
 @pytest.fixture(scope="session")

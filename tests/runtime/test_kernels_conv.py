@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 
 Array = npt.NDArray[Any]
@@ -20,6 +21,11 @@ pytestmark = pytest.mark.usefixtures("kernels")
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], float, dict[str, Any]]] = {
     "one_by_one": ((1, 1, 1, 1), (1, 1, 1, 1), 1.0, {}),
     "pointwise": ((2, 16, 14, 14), (24, 16, 1, 1), 0.2, {}),
+    "pointwise_in_place": ((1, 16, 56, 56), (24, 16, 1, 1), 0.3, {}),
+    "pointwise_cut_vectors": ((3, 12, 15, 17), (10, 12, 1, 1), 0.4, {}),
+    "pointwise_blocks": ((2, 1500, 14, 14), (9, 1500, 1, 1), 0.1, {}),
+    "pointwise_grouped": ((1, 12, 28, 28), (8, 3, 1, 1), 0.6, {"group": 4}),
+    "pointwise_one_dimension": ((2, 20, 200), (11, 20, 1), 0.3, {}),
     "pointwise_many_channels": ((1, 300, 7, 7), (40, 300, 1, 1), 0.1, {}),
     "pointwise_strided": ((1, 8, 15, 15), (6, 8, 1, 1), 0.5, {"strides": [2, 2]}),
     "pointwise_padded": ((1, 8, 5, 5), (6, 8, 1, 1), 0.5, {"pads": [1, 0, 2, 3]}),
@@ -150,6 +156,88 @@ def test_conv_session_takes_changing_shapes_from_many_threads(
         results = list(pool.map(lambda x: session.run(None, {"X": x})[0], inputs * 2))
     for x, got in zip(inputs * 2, results, strict=True):
         close(got, csr_conv(x, weight, None, {"pads": [1, 1, 1, 1]}))
+
+
+ACTIVATIONS = {
+    "relu": {"low": 0.0},
+    "clip": {"low": -0.5, "high": 0.75},
+    "leaky": {"slope": 0.1},
+    "leaky_above_one": {"slope": 3.0, "high": 2.0},
+}
+
+
+def activated(y: Array, low: float = -np.inf, high: float = np.inf, slope: float = 1) -> Array:
+    return np.clip(np.where(y < 0, y * np.float32(slope), y), low, high).astype(np.float32)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        ((2, 16, 15, 15), (24, 16, 1, 1), {}),
+        ((2, 150, 7, 7), (24, 150, 1, 1), {}),
+        ((1, 6, 13, 13), (9, 6, 3, 3), {"pads": [1, 1, 1, 1]}),
+        ((2, 6, 28, 30), (9, 6, 3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+        ((1, 3, 6, 7, 8), (4, 3, 2, 2, 2), {}),
+    ],
+    ids=["in_place", "panels", "patches", "strided", "three_dimensions"],
+)
+@pytest.mark.parametrize("adds", [False, True], ids=["alone", "residual"])
+def test_conv_finishes_its_sums(
+    case: tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]],
+    activation: dict[str, float],
+    adds: bool,
+    make_layer: Make,
+    make_pruned: Make,
+    run_model: Make,
+    close: Make,
+) -> None:
+    shape, filters, attributes = case
+    rng = np.random.default_rng(14)
+    weight = make_pruned(rng, filters, 0.3)
+    weight[2] = 0
+    bias = rng.standard_normal(filters[0]).astype(np.float32)
+    x = rng.standard_normal(shape).astype(np.float32)
+    layer = make_layer("CsrConv", weight, bias=bias, **attributes)
+    want = csr_conv(x, weight, bias, attributes)
+    feeds = {"X": x}
+    if adds:
+        feeds["Z"] = rng.standard_normal(want.shape).astype(np.float32)
+        want += feeds["Z"]
+    model = onnx.load_from_string(layer.model(sparse=True, rank=len(shape)))
+    node = model.graph.node[0]
+    node.attribute.extend(onnx.helper.make_attribute(k, v) for k, v in activation.items())
+    if adds:
+        node.input.append("Z")
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info("Z", onnx.TensorProto.FLOAT, want.shape)
+        )
+    for threads in (1, 2):
+        close(run_model(model, feeds, threads), activated(want, **activation))
+
+
+def test_conv_residual_of_another_shape_is_an_error(
+    make_layer: Make, make_pruned: Make, run_model: Make
+) -> None:
+    weight = make_pruned(np.random.default_rng(0), (4, 3, 1, 1), 0.5)
+    layer = make_layer("CsrConv", weight, bias=np.zeros(4, np.float32))
+    model = onnx.load_from_string(layer.model(sparse=True, rank=4))
+    model.graph.node[0].input.append("Z")
+    model.graph.input.append(
+        onnx.helper.make_tensor_value_info("Z", onnx.TensorProto.FLOAT, [None] * 4)
+    )
+    feeds = {"X": np.ones((1, 3, 2, 2), np.float32), "Z": np.ones((1, 4, 1, 2), np.float32)}
+    with pytest.raises(Exception, match=r"CsrConv 'layer': Z: expected shape \[1, 4, 2, 2\]"):
+        run_model(model, feeds)
+
+
+def test_conv_activation_passes_nan_through(make_layer: Make, run_model: Make) -> None:
+    layer = make_layer("CsrConv", np.ones((2, 1, 1, 1), np.float32))
+    model = onnx.load_from_string(layer.model(sparse=True, rank=4))
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("low", 0.0))
+    x = np.array([np.nan, -1, -np.inf, np.inf, 2], np.float32).reshape(1, 1, 1, 5)
+    got = run_model(model, {"X": x})
+    np.testing.assert_array_equal(got[0, 1, 0], [np.nan, 0, 0, np.inf, 2])
 
 
 def test_conv_nan_spreads_only_through_stored_weights(make_layer: Make) -> None:

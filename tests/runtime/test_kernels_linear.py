@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 
 Array = npt.NDArray[Any]
@@ -159,3 +160,61 @@ def test_nan_and_inf_reach_the_rows_that_store_them(
     assert not np.isfinite(got[0, hit]).any()
     assert np.isfinite(got[0, ~hit]).all()
     assert np.isfinite(got[1:]).all()
+
+
+@pytest.mark.parametrize("m", [1, 3, 40])
+@pytest.mark.parametrize("beta", [1.0, 0.5], ids=["bias", "scaled"])
+def test_gemm_activates_its_sums(
+    m: int, beta: float, make_layer: Make, make_pruned: Make, run_model: Make, close: Make
+) -> None:
+    rng = np.random.default_rng(7)
+    weight = make_pruned(rng, (21, 70), 0.2)
+    bias = rng.standard_normal(21).astype(np.float32)
+    x = rng.standard_normal((m, 70)).astype(np.float32)
+    layer = make_layer("CsrGemm", weight, bias=bias, alpha=1.0, beta=beta, transA=0, transB=1)
+    model = onnx.load_from_string(layer.model(sparse=True, rank=2))
+    node = model.graph.node[0]
+    node.attribute.extend(onnx.helper.make_attribute(k, 0.25) for k in ("low", "slope"))
+    close(run_model(model, {"X": x}), np.maximum(layer.run(x, sparse=False), np.float32(0.25)))
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (3, 2)], ids=["vector", "matrix", "batch"])
+def test_matmul_adds_a_bias(
+    lead: tuple[int, ...], make_layer: Make, make_pruned: Make, run_model: Make, close: Make
+) -> None:
+    rng = np.random.default_rng(8)
+    layer = make_layer("CsrMatMul", make_pruned(rng, (60, 23), 0.15))
+    x = rng.standard_normal((*lead, 60)).astype(np.float32)
+    model = onnx.load_from_string(layer.model(sparse=True, rank=x.ndim))
+    bias = rng.standard_normal(23).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(bias, "bias"))
+    model.graph.node[0].input.append("bias")
+    close(run_model(model, {"X": x}), layer.run(x, sparse=False) + bias)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [(60,), (60, 1), (60, 5), (60, 200), (2, 60, 64), (2, 3, 60, 7), (4, 60, 1), (0, 60, 3)],
+    ids=lambda s: "x".join(map(str, s)),
+)
+def test_left_matmul_equals_dense(
+    tail: tuple[int, ...], make_layer: Make, make_pruned: Make, run_model: Make, close: Make
+) -> None:
+    rng = np.random.default_rng(9)
+    weight = make_pruned(rng, (23, 60), 0.15)
+    layer = make_layer("CsrMatMul", weight)
+    model = onnx.load_from_string(layer.model(sparse=True, rank=len(tail)))
+    model.graph.node[0].op_type = "CsrLeftMatMul"
+    b = rng.standard_normal(tail).astype(np.float32)
+    for threads in (1, 2):
+        close(run_model(model, {"X": b}, threads), np.matmul(weight, b))
+
+
+def test_left_matmul_names_a_wrong_input(
+    make_layer: Make, make_pruned: Make, run_model: Make
+) -> None:
+    layer = make_layer("CsrMatMul", make_pruned(np.random.default_rng(0), (5, 6), 0.5))
+    model = onnx.load_from_string(layer.model(sparse=True, rank=2))
+    model.graph.node[0].op_type = "CsrLeftMatMul"
+    with pytest.raises(Exception, match="CsrLeftMatMul 'layer': B: expected 6 rows"):
+        run_model(model, {"X": np.ones((5, 6), np.float32)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
-from dns_onnx.runtime import dispatch
+from dns_onnx.converters.exporter import convert
+from dns_onnx.runtime import crossing, dispatch
 from dns_onnx.runtime.session import session
 
 Make = Callable[..., Any]
@@ -48,10 +50,31 @@ def layer(make_layer: Make) -> Any:
     return make_layer("CsrGemm", weight, bias=bias, alpha=1.0, beta=1.0, transA=0, transB=1)
 
 
-def stub(monkeypatch: pytest.MonkeyPatch, limit: float) -> None:
+def stub(monkeypatch: pytest.MonkeyPatch, limit: float, ratios: list[float] | None = None) -> None:
+    """Layers win up to the density `limit`; nets take `ratios` of the dense one's time."""
     kinds = ("linear", "large linear", "conv", "pointwise")
     monkeypatch.setattr(dispatch, "SMALL", 1)
     monkeypatch.setattr(dispatch, "thresholds", lambda threads: dict.fromkeys(kinds, limit))
+    monkeypatch.setattr(dispatch, "_ratios", lambda sessions: ratios)
+
+
+def stored_dense(density: float) -> bytes:
+    """X -> CsrToDense and Conv -> Y, as export writes a layer too dense for a kernel."""
+    rng = np.random.default_rng(7)
+    weight = (rng.standard_normal((16, 16, 3, 3)) * (rng.random((16, 16, 3, 3)) < density)).astype(
+        np.float32
+    )
+    node = helper.make_node("Conv", ["X", "w"], ["Y"], name="layer", pads=[1] * 4)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [1, 16, 8, 8])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    written: bytes = convert(model, "csr", wants_kernel=lambda *_: False).model.SerializeToString()
+    return written
 
 
 @pytest.mark.parametrize(("limit", "folded"), [(0.5, ("layer",)), (1.0, ())])
@@ -66,6 +89,80 @@ def test_layer_above_the_threshold_runs_dense(
     close(made.run(None, {"X": x})[0], layer.run(x, sparse=False))
 
 
+@pytest.mark.parametrize(
+    ("ratio", "folded"), [(0.5, ()), (0.99, ("layer",))], ids=["gains", "does_not"]
+)
+def test_net_that_does_not_gain_runs_dense(
+    ratio: float, folded: tuple[str, ...], layer: Any, monkeypatch: pytest.MonkeyPatch, close: Make
+) -> None:
+    data = with_function(layer.model(sparse=True, rank=2))
+    stub(monkeypatch, 1.0, [1.0, ratio])
+    x = np.random.default_rng(1).standard_normal((3, 20)).astype(np.float32)
+    for _ in range(2):  # measured, then remembered
+        made = session(data, [CPU], native="require")
+        assert made.dns_onnx.folded == folded
+        close(made.run(None, {"X": x})[0], layer.run(x, sparse=False))
+        monkeypatch.setattr(dispatch, "_ratios", lambda sessions: pytest.fail("measured again"))
+
+
+@pytest.mark.parametrize(
+    ("density", "limit", "unfolded"),
+    [(0.4, 0.5, ("layer",)), (0.4, 0.2, ()), (0.05, 0.0, ("layer",))],
+    ids=["bitmask", "too_dense", "rows"],
+)
+def test_layer_stored_sparse_before_a_dense_node(
+    density: float,
+    limit: float,
+    unfolded: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    close: Make,
+) -> None:
+    stub(monkeypatch, limit, [1.0, 0.5])
+    data = stored_dense(density)
+    made = session(data, [CPU], native="require")
+    assert made.dns_onnx.unfolded == unfolded
+    x = np.random.default_rng(1).standard_normal((1, 16, 8, 8)).astype(np.float32)
+    close(made.run(None, {"X": x})[0], session(data, [CPU], native=False).run(None, {"X": x})[0])
+
+
+def test_measured_net_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Timed:
+        """A session that takes its time."""
+
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def get_inputs(self) -> list[Any]:
+            return []
+
+        def run(self, outputs: None, feeds: dict[str, Any]) -> None:
+            time.sleep(self.seconds)
+
+    monkeypatch.setattr(dispatch, "_SECONDS", 0.0)
+    ratios = dispatch._ratios([Timed(0.004), Timed(0.001)])  # type: ignore[list-item]
+    assert ratios is not None
+    assert ratios[0] == 1
+    assert ratios[1] < 1
+
+
+def test_net_with_free_axes_is_not_measured(layer: Any) -> None:
+    made = session(layer.model(sparse=False, rank=2), [CPU], native=False)
+    assert dispatch._ratios([made, made]) is None
+
+
+def test_external_data_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, close: Make
+) -> None:
+    stub(monkeypatch, 0.5, [1.0, 0.5])
+    model = onnx.load_from_string(stored_dense(0.4))
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="net.data", size_threshold=100)
+    made = session(path, [CPU], native="require")
+    assert made.dns_onnx.unfolded == ("layer",)
+    x = np.random.default_rng(1).standard_normal((1, 16, 8, 8)).astype(np.float32)
+    close(made.run(None, {"X": x})[0], session(path, [CPU], native=False).run(None, {"X": x})[0])
+
+
 def test_choice_can_be_switched_off(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stub(monkeypatch, 0.0)
     data = with_function(layer.model(sparse=True, rank=2))
@@ -75,55 +172,53 @@ def test_choice_can_be_switched_off(layer: Any, monkeypatch: pytest.MonkeyPatch)
 def test_sparse_layer_needs_no_measurement(
     make_layer: Make, make_pruned: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(threads: int) -> dict[str, float]:
-        raise AssertionError(threads)
-
-    monkeypatch.setattr(dispatch, "thresholds", refuse)
-    monkeypatch.setattr(dispatch, "SMALL", 1)
+    stub(monkeypatch, 0.0)
+    monkeypatch.setattr(dispatch, "thresholds", lambda threads: pytest.fail("measured"))
     weight = make_pruned(np.random.default_rng(0), (20, 50), 0.05)
     layer = make_layer("CsrGemm", weight, alpha=1.0, beta=1.0, transA=0, transB=1)
     data = layer.model(sparse=True, rank=2)
-    assert dispatch.fold_slow_layers(data, 1) == (data, [])
+    assert dispatch.choose(data, None, 1, lambda form: pytest.fail("opened")).folded == ()
 
 
 def test_depthwise_layer_always_runs_dense(make_layer: Make) -> None:
     layer = make_layer("CsrConv", np.ones((4, 1, 3, 3), np.float32), group=4)
     model = onnx.load_from_string(layer.model(sparse=True, rank=4))
     model.functions.add(name="CsrConv", domain="dns_onnx")
-    data, names = dispatch.fold_slow_layers(model.SerializeToString(), 1)
-    assert names == ["layer"]
-    assert onnx.load_from_string(data).graph.node[0].op_type == "CsrConvFolded"
+    chosen = dispatch.choose(model.SerializeToString(), None, 1, None)
+    assert chosen.folded == ("layer",)
+    assert chosen.data is not None
+    assert onnx.load_from_string(chosen.data).graph.node[0].op_type == "CsrConvFolded"
 
 
 def test_node_without_a_function_stays_sparse(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stub(monkeypatch, 0.0)
-    data = layer.model(sparse=True, rank=2)
-    assert dispatch.fold_slow_layers(data, 1) == (data, [])
+    chosen = dispatch.choose(layer.model(sparse=True, rank=2), None, 1, None)
+    assert (chosen.data, chosen.folded) == (None, ())
 
 
 def test_thresholds_are_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     measured: list[str] = []
 
-    def crossing(kind: str, threads: int) -> float:
+    def measure(kind: str, threads: int) -> float:
         measured.append(kind)
         return 0.4
 
     monkeypatch.setenv("DNS_ONNX_CACHE", str(tmp_path))
-    monkeypatch.setattr(dispatch, "_crossing", crossing)
-    first = dispatch.thresholds(1)
-    assert dispatch.thresholds(1) == first
+    monkeypatch.setattr(crossing, "_crossing", measure)
+    first = crossing.thresholds(1)
+    assert crossing.thresholds(1) == first
     assert sorted(measured) == sorted(first)
-    dispatch.thresholds(2)
+    crossing.thresholds(2)
     assert len(json.loads((tmp_path / "dispatch.json").read_text())) == 2
 
 
 def test_damaged_cache_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DNS_ONNX_CACHE", str(tmp_path))
-    monkeypatch.setattr(dispatch, "_crossing", lambda kind, threads: 0.4)
+    monkeypatch.setattr(crossing, "_crossing", lambda kind, threads: 0.4)
     (tmp_path / "dispatch.json").write_text("{")
-    assert set(dispatch.thresholds(1).values()) == {0.4}
+    assert set(crossing.thresholds(1).values()) == {0.4}
 
 
 def test_measured_crossing_is_a_density(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_RUNS", 1)
-    assert 0.0 <= dispatch._crossing("conv", 1) <= 1.0
+    monkeypatch.setattr(crossing, "_RUNS", 1)
+    assert 0.0 <= crossing._crossing("conv", 1) <= 1.0

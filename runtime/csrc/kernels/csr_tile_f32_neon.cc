@@ -12,6 +12,7 @@ namespace {
 struct Neon : PlainTranspose<4>, WholeVectors {
   static constexpr int kLanes = 4;
   using Register = float32x4_t;
+  using Square = Neon;
   static Register zero() { return vdupq_n_f32(0.0F); }
   static Register broadcast(const float* p) { return vld1q_dup_f32(p); }
   static Register load(const float* p) { return vld1q_f32(p); }

@@ -10,6 +10,7 @@ namespace {
 struct Vector4 : PlainTranspose<4>, WholeVectors {
   static constexpr int kLanes = 4;
   typedef float Register __attribute__((vector_size(16)));
+  using Square = Vector4;
   static Register zero() { return Register{}; }
   static Register broadcast(const float* p) { return Register{*p, *p, *p, *p}; }
   static Register load(const float* p) {
