@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from dns_onnx.converters.heads import Head
+from dns_onnx.data import Batch
 from dns_onnx.errors import ConfigError, DataError, TrainingError
 from dns_onnx.runtime.batching import Feeding
 
@@ -84,3 +87,18 @@ def ending_at(graph: fx.GraphModule, values: Sequence[str]) -> fx.GraphModule:
             copied[node] = cut.node_copy(node, lambda n: copied[n])
     cut.output(tuple(copied[computed[v]] for v in values))
     return fx.GraphModule(graph, cut)
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Inputs in graph order, and targets by name, as tensors on the device."""
+    inputs = [torch.from_numpy(x).to(device, non_blocking=True) for x in batch.inputs.values()]
+    return inputs, {
+        name: torch.from_numpy(np.ascontiguousarray(t)).to(device, non_blocking=True)
+        for name, t in batch.targets.items()
+    }
+
+
+def as_array(value: Tensor) -> NDArray[Any]:
+    """A value as NumPy has it; narrow floats as float32."""
+    value = value.detach()
+    return (value.float() if value.is_floating_point() else value).cpu().numpy()

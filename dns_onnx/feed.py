@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dns_onnx import distributed
+from dns_onnx.attach import to_device
 from dns_onnx.config import Config
-from dns_onnx.data import ArrayDataset, Dataset, Subset, batch_rows, batches, shifted, shifts
-from dns_onnx.objective import to_device
+from dns_onnx.data import ArrayDataset, Dataset, batch_rows, batches, shifted, shifts
 
 SHARE = 0.25  # of the device's free memory that rows may fill
 Rows = NDArray[np.int64]
@@ -94,7 +94,8 @@ def moved(images: Tensor, pixels: int, moves: NDArray[np.int64]) -> Tensor:
 
 def is_fixed(data: Dataset) -> bool:
     """Whether a row is the same each time it is read; a Dataset of the user's may augment it."""
-    return is_fixed(data.base) if isinstance(data, Subset) else isinstance(data, ArrayDataset)
+    base = getattr(data, "base", None)  # of a Subset, or of rows with more to them
+    return isinstance(data, ArrayDataset) if base is None else is_fixed(base)
 
 
 def nbytes(data: Dataset) -> int:

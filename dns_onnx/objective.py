@@ -11,48 +11,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from dns_onnx.attach import TrainingGraph
+from dns_onnx.attach import TrainingGraph, as_array, to_device
 from dns_onnx.config import Config
 from dns_onnx.converters.frontier import attachment_points
 from dns_onnx.converters.heads import Head, heads
 from dns_onnx.data import Batch, Dataset, all_labels, check_labels
 from dns_onnx.entry import is_entry_point
 from dns_onnx.errors import ConfigError, DataError
+from dns_onnx.feed import is_fixed
 from dns_onnx.losses import BY_TEACHER, Loss, labels_loss, teacher_loss
 from dns_onnx.masks import holders
 from dns_onnx.runtime.batching import Feeding
 from dns_onnx.runtime.judge import metric_for
 from dns_onnx.runtime.metrics import Metric, aligned
+from dns_onnx.teacher import Answered, Teacher, answered, labels_in
 
 Array = NDArray[Any]
 SCALE_ROWS = 32  # rows that say how large the teacher's values are
 ON_SCORES = ("cross-entropy", "binary", "ctc", "kl", "auto")  # these want what an activation reads
 METRIC_OF = {"cross-entropy": "accuracy", "binary": "accuracy", "mse": "mse", "l1": "mse",
              "ctc": "ler"}  # fmt: skip
-
-
-class Teacher(nn.Module):
-    """The original model, frozen: what it says is what the pruned one should."""
-
-    def __init__(self, graph: TrainingGraph) -> None:
-        super().__init__()
-        self.graph = graph.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """The values at the heads, by name."""
-        return dict(zip(self.graph.values, self.graph(*inputs), strict=True))
-
-    def scales(self, data: Iterable[Batch], device: torch.device) -> dict[str, float]:
-        """The root mean square of each of the values over some rows; 1 where all are 0."""
-        squares: dict[str, list[float]] = {}
-        for batch in data:
-            for name, y in self(*to_device(batch, device)[0]).items():
-                finite = y.float()[y.isfinite()]
-                squares.setdefault(name, []).append(float((finite**2).mean()))
-        return {name: float(np.sqrt(np.nanmean(s))) or 1.0 for name, s in squares.items()}
 
 
 @dataclass(frozen=True)
@@ -81,12 +61,15 @@ class Objective:
         """
         taught = None
         if self.by_teacher is not None and self.teacher is not None:
-            taught = self.by_teacher(outputs, self.teacher(*inputs))
+            names = [h.value for h in self.heads]
+            said = answered(targets, names)
+            wanted = self.teacher(*inputs) if said is None else dict(zip(names, said, strict=True))
+            taught = self.by_teacher(outputs, wanted)
         if self.by_labels is None:
             assert taught is not None
             return taught
-        told = self.by_labels(outputs, targets)
-        return told if taught is None else (1 - self.share) * told + self.share * taught
+        labelled = self.by_labels(outputs, labels_in(targets))
+        return labelled if taught is None else (1 - self.share) * labelled + self.share * taught
 
     @torch.no_grad()
     def score(self, model: TrainingGraph, data: Iterable[Batch], device: torch.device) -> float:
@@ -100,14 +83,37 @@ class Objective:
     def _read(self, model: TrainingGraph, batch: Batch, device: torch.device) -> list[Array]:
         inputs, _ = to_device(batch, device)
         values = self.metric.reads == "values"
-        return [_array(y) for y in (model.read(*inputs) if values else model(*inputs))]
+        return [as_array(y) for y in (model.read(*inputs) if values else model(*inputs))]
 
     def _wanted(self, batch: Batch, device: torch.device) -> list[Array]:
         """What the metric compares with."""
         if self.metric.against == "labels":
             return aligned(batch.targets, [h.output for h in self.heads])
+        values = self.metric.reads == "values"
+        said = answered(batch.targets, [h.output if values else h.value for h in self.heads])
+        if said is not None:
+            return said
         assert self.teacher is not None
         return self._read(self.teacher.graph, batch, device)
+
+    def remembered(
+        self, teaching: Dataset, heldout: Dataset | None, config: Config, device: torch.device
+    ) -> tuple[Dataset, Dataset | None]:
+        """Both, with the teacher's answers where it would be asked the same again and again."""
+        if self.teacher is None or config.data.batch == 1:
+            return teaching, heldout
+        visits = config.train.iterations * config.data.batch
+        often = self.by_teacher is not None and not config.data.shift and visits > len(teaching)
+        asked = self.metric.against == "original"
+        return (
+            self._with_answers(teaching, device) if often else teaching,
+            self._with_answers(heldout, device) if asked and heldout is not None else heldout,
+        )
+
+    def _with_answers(self, data: Dataset, device: torch.device) -> Dataset:
+        assert self.teacher is not None
+        said = self.teacher.answers(data, device) if is_fixed(data) else None
+        return data if said is None else Answered(data, said)
 
     def touched(self, model: TrainingGraph, data: Dataset, device: torch.device) -> set[str]:
         """Names of the weights that get a gradient on the first, middle or last row."""
@@ -242,18 +248,3 @@ def _said(names: tuple[str, str], found: Sequence[Head], share: float, judge: Me
         weight = f" (weight {share:g})" if share < 1 else ""
         parts.append(f"{kinds} with the original model as teacher{weight}")
     return f"{' and '.join(parts)}, at {at}; metric: {judge.name}"
-
-
-def to_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Inputs in graph order, and targets by name, as tensors on the device."""
-    inputs = [torch.from_numpy(x).to(device, non_blocking=True) for x in batch.inputs.values()]
-    return inputs, {
-        name: torch.from_numpy(np.ascontiguousarray(t)).to(device, non_blocking=True)
-        for name, t in batch.targets.items()
-    }
-
-
-def _array(value: Tensor) -> Array:
-    """A value as NumPy has it; narrow floats as float32."""
-    value = value.detach()
-    return (value.float() if value.is_floating_point() else value).cpu().numpy()

@@ -146,6 +146,7 @@ def compress(
     )  # fmt: skip
     run = prepared.run
     run.objective.refuse_bad_data(run.model, {"held-out": heldout, source: judged}, where)
+    teaching, heldout = run.objective.remembered(teaching, heldout, config, where)
     if not resume:
         run.start_fresh()
     started_at = run.resume() if resume else 0

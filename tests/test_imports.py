@@ -20,7 +20,7 @@ LAYERS = [
     {"dns_onnx.data", "dns_onnx.drawn", "dns_onnx.images", "dns_onnx.surgery",
      "dns_onnx.targets", "dns_onnx.solver", "dns_onnx.converters", "dns_onnx.runtime"},
     {"dns_onnx.sources", "dns_onnx.attach", "dns_onnx.losses", "dns_onnx.objective",
-     "dns_onnx.feed", "dns_onnx.journal", "dns_onnx.train", "dns_onnx.prepare"},
+     "dns_onnx.teacher", "dns_onnx.feed", "dns_onnx.journal", "dns_onnx.train", "dns_onnx.prepare"},
     {"dns_onnx.pipeline", "dns_onnx.demo"},
     {"dns_onnx.report"},
     {"dns_onnx.page"},

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
 from dns_onnx import compress
+from dns_onnx.attach import to_device
 from dns_onnx.config import Config, parse_config
 from dns_onnx.converters.heads import Head
 from dns_onnx.converters.importer import import_model
 from dns_onnx.data import ArrayDataset, Batch
 from dns_onnx.errors import ConfigError, DataError
 from dns_onnx.losses import cross_entropy, ctc, labels_loss, teacher_loss
-from dns_onnx.objective import prepare_objective, to_device
+from dns_onnx.objective import prepare_objective
 from dns_onnx.prepare import input_specs, model_feeding
 from tests.test_attach import branching
 
@@ -266,3 +267,29 @@ def test_no_data_at_all_is_the_weak_mode(small: Path) -> None:
     assert result.metric_source == "random held-out"
     assert "weak mode" in result.check.words[0]
     assert result.check.ok
+
+
+def test_answers_that_are_remembered_are_those_of_the_teacher() -> None:
+    model = net("Softmax", extra=True)
+    x = RNG.standard_normal((150, 8)).astype(np.float32)
+    rows = ArrayDataset(input_specs(model), {"x": x}, None, Config().preprocess, "test")
+    config = parse_config({"train": {"iterations": 50}}, "test")
+    graph = import_model(model)
+    training, found = prepare_objective(model, graph, config, model_feeding(model), rows, CPU)
+    with torch.no_grad():
+        training.graph.w.weight.mul_(0.5)
+    taught, asked = found.remembered(rows, rows, config, CPU)
+    some = np.array([3, 149, 70])
+    inputs, none = to_device(rows.take(some), CPU)
+    _, answers = to_device(taught.take(some), CPU)
+    assert none == {}
+    assert len(answers) == 3  # before the Softmax, behind it, and the second output
+    calls = []
+    found.teacher.register_forward_hook(lambda *_: calls.append(1))
+    told = found.loss(training(*inputs), inputs, answers)
+    assert not calls
+    torch.testing.assert_close(told, found.loss(training(*inputs), inputs, none))
+    again = found.score(training, [asked.take(some)], CPU)
+    assert again == pytest.approx(found.score(training, [rows.take(some)], CPU), rel=1e-5)
+    moved = config.model_copy(update={"data": config.data.model_copy(update={"shift": 1})})
+    assert found.remembered(rows, None, moved, CPU) == (rows, None)
