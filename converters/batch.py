@@ -1,7 +1,7 @@
 """Free the batch axis of a model whose exporter fixed it.
 
-Many files take one sample at a time: the inputs say so, and so do the constants that Reshape
-nodes read.  Both are changed in a copy of the model that is trained; the file that is written
+Many files take one sample at a time: the inputs say so, and so do constants deeper in the graph
+(batch_shapes.py).  Both are changed in a copy that is trained; the file that is written
 back keeps the original's shapes.  The change counts only once a run has proven it.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 from torch import Tensor
 
+from dns_onnx.converters.batch_shapes import free_reshapes, free_sizes
 from dns_onnx.converters.dtypes import torch_dtype
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import infer_shapes
@@ -55,13 +55,18 @@ def free_batch(model: ModelProto, *, seed: int = 0) -> FreedBatch:
     if len(sizes) > 1 or None in sizes:
         return FreedBatch(model, 0, "the inputs do not share one batch size")
     size = int(sizes.pop() or 0)
+    types = type_table_of(model)
     freed = ModelProto()
     freed.CopyFrom(model)
-    for info in _data_inputs(freed.graph):
+    inputs = _data_inputs(freed.graph)
+    for info in inputs:
         info.type.tensor_type.shape.dim[0].dim_param = "batch"
-    _free_reshapes(freed.graph, type_table_of(model), size)
+    free_reshapes(freed.graph, types, size)
     del freed.graph.value_info[:]
     reason = _disproof(model, freed, size, seed)
+    if reason:  # some rows are written down for one batch; the first reason is the one to tell
+        free_sizes(freed.graph, types, size, inputs[0].name)
+        reason = reason if _disproof(model, freed, size, seed) else ""
     return FreedBatch(model if reason else freed, size, reason)
 
 
@@ -81,60 +86,6 @@ def _first_size(info: ValueInfoProto) -> int | None:
     if not dims or not dims[0].HasField("dim_value") or dims[0].dim_value < 1:
         return None
     return int(dims[0].dim_value)
-
-
-def _free_reshapes(
-    graph: GraphProto, types: dict[str, tuple[int, Shape | None]], size: int
-) -> None:
-    """Rewrite the constants of Reshape nodes that repeat the batch size."""
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensors[node.output[0]] = node.attribute[0].t
-    added = []
-    for index, node in enumerate(graph.node):
-        if node.op_type != "Reshape" or len(node.input) < 2 or node.input[1] not in tensors:
-            continue
-        source = types.get(node.input[0], (0, None))[1]
-        target = [int(d) for d in numpy_helper.to_array(tensors[node.input[1]]).reshape(-1)]
-        wanted = _free_target(target, source, size, _allows_zero(node))
-        if wanted is not None and wanted != target and node.input[0] not in tensors:
-            name = f"{node.input[1]}_free_{index}"
-            added.append(numpy_helper.from_array(np.array(wanted, np.int64), name))
-            node.input[1] = name
-    graph.initializer.extend(added)
-
-
-def _allows_zero(node: NodeProto) -> bool:
-    return any(a.name == "allowzero" and a.i for a in node.attribute)
-
-
-def _free_target(
-    target: list[int], source: Shape | None, size: int, allow_zero: bool
-) -> list[int] | None:
-    """The target shape of a Reshape with its batch left open; None if there is no telling."""
-    if source is None or None in source:
-        return _guessed_target(target, size, allow_zero)
-    if not source or not target or source[0] != size:
-        return None
-    if target[0] == -1 or (target[0] == 0 and not allow_zero):
-        return target
-    if 0 in target:
-        return None
-    total = int(np.prod([d or 0 for d in source]))
-    if -1 in target:
-        known = int(np.prod([d for d in target if d != -1]))
-        target = [total // known if d == -1 else d for d in target]
-    return [-1, *target[1:]] if target[0] % size == 0 else None
-
-
-def _guessed_target(target: list[int], size: int, allow_zero: bool) -> list[int] | None:
-    """As `_free_target` where the operand's shape is unknown; the proof tells if it was right."""
-    if not target or target[0] != size or 0 in target:
-        return None
-    if -1 not in target:
-        return [-1, *target[1:]]
-    return None if allow_zero else [0, *target[1:]]
 
 
 def _disproof(model: ModelProto, freed: ModelProto, size: int, seed: int) -> str:

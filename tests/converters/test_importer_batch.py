@@ -29,6 +29,70 @@ def test_a_reshape_constant_is_freed(target: list[int]) -> None:
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([6, 4], [1, 2, 3, 4]), ([2, 3, 4], [1, 2, 12]), ([2, 1, 12], [1, 24])],
+)
+def test_a_batch_folded_into_the_first_axis_comes_back(first: list[int], second: list[int]) -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "folded"], ["f"]),
+        helper.make_node("Tanh", ["f"], ["t"]),
+        helper.make_node("Reshape", ["t", "apart"], ["y"]),
+    ]
+    shapes = {"folded": np.array(first), "apart": np.array(second)}
+    model, _ = graph_model(nodes, {"x": floats(1, 2, 3, 4)}, shapes, ["y"], opset=13)
+    freed = free_batch(model)
+    assert freed.reason == ""
+    rows = torch.from_numpy(floats(5, 2, 3, 4))
+    whole, one = import_model(freed.model)(rows), import_model(model)
+    torch.testing.assert_close(whole, torch.cat([one(row) for row in rows.split(1)]))
+
+
+def test_heads_of_a_batch_on_the_second_axis_are_freed() -> None:
+    """Attention with time first: [time, batch, heads * size] as [time, batch * heads, size]."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["tb"], perm=[1, 0, 2]),
+        helper.make_node("Reshape", ["tb", "heads"], ["h"]),
+        helper.make_node("Softmax", ["h"], ["s"], axis=0),
+        helper.make_node("Reshape", ["s", "joined"], ["j"]),
+        helper.make_node("Transpose", ["j"], ["y"], perm=[1, 0, 2]),
+    ]
+    shapes = {"heads": np.array([5, 2, 4]), "joined": np.array([5, -1, 8])}
+    model, _ = graph_model(nodes, {"x": floats(1, 5, 8)}, shapes, ["y"], opset=13)
+    freed = free_batch(model)
+    assert freed.reason == ""
+    assert import_model(freed.model)(torch.zeros(3, 5, 8)).shape == (3, 5, 8)
+
+
+def test_a_row_that_joins_every_sample_is_repeated() -> None:
+    nodes = [
+        helper.make_node("Identity", ["token"], ["t"]),
+        helper.make_node("Concat", ["t", "x"], ["c"], axis=1),
+        helper.make_node("Transpose", ["c"], ["tb"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["tb", "w", "r", "", "", "h", "h"], ["", "s"], hidden_size=3),
+        helper.make_node("Squeeze", ["s", "zero"], ["y"]),
+    ]
+    weights = {"token": floats(1, 1, 4), "w": floats(1, 12, 4, seed=1), "r": floats(1, 12, 3),
+               "h": floats(1, 1, 3, seed=2), "zero": np.array([0])}  # fmt: skip
+    model, _ = graph_model(nodes, {"x": floats(1, 5, 4)}, weights, ["y"], opset=13)
+    freed = free_batch(model)
+    assert freed.reason == ""
+    assert import_model(freed.model)(torch.zeros(3, 5, 4)).shape == (3, 3)
+
+
+def test_a_resize_follows_the_batch_but_not_one_of_a_weight() -> None:
+    nodes = [
+        helper.make_node("Resize", ["x", "", "", "sizes"], ["r"], mode="nearest"),
+        helper.make_node("Resize", ["w", "", "", "sizes"], ["v"], mode="nearest"),
+        helper.make_node("Mul", ["r", "v"], ["y"]),
+    ]
+    weights = {"sizes": np.array([1, 2, 6, 8]), "w": floats(1, 2, 3, 4, seed=1)}
+    model, _ = graph_model(nodes, {"x": floats(1, 2, 3, 4)}, weights, ["y"], opset=13)
+    freed = free_batch(model)
+    assert freed.reason == ""
+    assert import_model(freed.model)(torch.zeros(3, 2, 3, 4)).shape == (3, 2, 6, 8)
+
+
 def test_a_mean_over_the_batch_is_not_freed() -> None:
     node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=1)
     model, _ = graph_model([node], {"x": floats(1, 3)}, {}, ["y"], opset=13)
