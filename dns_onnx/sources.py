@@ -251,4 +251,5 @@ def _dataset(
         names = arrays.keys() - {LABELS}  # the only array can be nothing but the only input
     targets = {n: a for n, a in arrays.items() if n not in names and a.dtype.kind in "fiub"}
     inputs = {n: a for n, a in arrays.items() if n in names}
-    return ArrayDataset(specs, inputs or arrays, targets, preprocess, where)
+    found = inputs if len(inputs) == len(specs) else arrays  # all that there are, for the error
+    return ArrayDataset(specs, found, targets, preprocess, where)

@@ -105,9 +105,8 @@ def check(
     max_drop: largest allowed drop of the metric, in the unit of `Metric.drop`.
     seconds: how long each contender is timed.
     """
-    options = _quiet()
-    before = session(original, native=False, threads=threads, options=options)
-    after = session(pruned, native=False, threads=threads, options=options)
+    before = session(original, native=False, threads=threads)
+    after = session(pruned, native=False, threads=threads)
     _expect_same_interface(before, after, original, pruned)
     dense = read_model(pruned)
     batches = iter(data or ())
@@ -116,7 +115,7 @@ def check(
     sample = dict(first[0]) if first is not None else how.rows(random_inputs(before))
     against = "the masked training graph"
     if reference is None:
-        plain = session(dense.SerializeToString(), native=False, threads=threads, options=options)
+        plain = session(dense.SerializeToString(), native=False, threads=threads)
         reference, against = (lambda x: run(plain, x)), "the dense form of the file"
     found = compare(after, sample, reference)
     judged, rows = None, 0
@@ -210,12 +209,6 @@ def _alike(want: Any, got: Any) -> bool:
     if isinstance(want, float) and isinstance(got, float):
         return bool(np.isclose(got, want, rtol=RTOL, atol=ATOL, equal_nan=True))
     return bool(want == got)
-
-
-def _quiet() -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only: a model's own warnings are not ours to repeat
-    return options
 
 
 def _race(

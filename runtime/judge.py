@@ -123,9 +123,7 @@ def _reading(path: str | Path, names: Sequence[str], threads: int) -> ort.Infere
 
     Raises DataError where the file does not compute one.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only: a model's own warnings are not ours to repeat
-    opened = session(path, native=False, threads=threads, options=options)
+    opened = session(path, native=False, threads=threads)
     missing = [n for n in names if n not in {o.name for o in opened.get_outputs()}]
     if not missing:
         return opened
@@ -137,4 +135,4 @@ def _reading(path: str | Path, names: Sequence[str], threads: int) -> ort.Infere
             f"its outputs are {[o.name for o in model.graph.output]}"
         )
     model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in missing)
-    return session(model.SerializeToString(), native=False, threads=threads, options=options)
+    return session(model.SerializeToString(), native=False, threads=threads)

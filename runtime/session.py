@@ -66,7 +66,7 @@ def session(
     Raises NativeLibraryError (native="require") and ModelError (the model does not load).
     """
     chosen = list(default_providers() if providers is None else providers)
-    options = options or ort.SessionOptions()
+    options = options or _quiet()
     if threads is not None:
         options.intra_op_num_threads = threads
     notes = _register(options, chosen, native)
@@ -85,6 +85,12 @@ def session(
     made.dns_onnx = notes
     _log.debug("%s: native kernels: %s %s", where, notes.native, notes.reason)
     return made
+
+
+def _quiet() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only: a model's own warnings are not ours to repeat
+    return options
 
 
 def _choose(source: str | bytes, options: ort.SessionOptions, providers: list[Provider]) -> Choice:

@@ -211,6 +211,14 @@ def test_whole_inputs_are_given_once_or_by_row() -> None:
     assert len(same.take(np.arange(5)).inputs["cache"]) == 1
 
 
+def test_names_that_differ_are_all_listed(tmp_path: Path) -> None:
+    specs = [*VECTOR, InputSpec("mask", F32, (None, 4))]
+    np.savez(tmp_path / "d.npz", x=np.ones((3, 4)), masks=np.ones((3, 4)), labels=np.ones(3, int))
+    message = r"expected arrays named \['x', 'mask'\], got \['labels', 'masks', 'x'\]; name each"
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path / "d.npz"), specs)
+
+
 def test_arrays_beside_the_inputs_are_targets(tmp_path: Path) -> None:
     np.savez(
         tmp_path / "d.npz", x=np.ones((3, 4)), boxes=np.ones((3, 2)), names=np.array(["a"] * 3)
