@@ -18,7 +18,7 @@ from dns_onnx.errors import CheckpointError, ExportError
 from dns_onnx.journal import Change, Progress
 from dns_onnx.page.figures import undominated
 from dns_onnx.page.render import in_lines, numeric, render
-from dns_onnx.page.story import Story, Trial, gather, thinned
+from dns_onnx.page.story import Story, gather, lineage, thinned
 from dns_onnx.page.svg import Axis, Plot, around
 from dns_onnx.page.words import compact, duration, listed, nbytes, share
 from dns_onnx.pipeline import Result
@@ -89,22 +89,26 @@ def trials() -> list[dict]:
         (20.0, 0.97, 0.0, True, ""),
         (40.0, 0.96, 1.0, True, "<script>"),
         (80.0, 0.9, 7.0, False, ""),
-        (60.0, 0.2, 77.0, False, "loss rose: rolled back"),
+        (60.0, 0.2, 77.0, False, ""),
+        (90.0, None, None, False, "loss nan; rolled back"),
     ]
     return [
         {"trial": i, "ratio": r, "kept": 10, "size": 400, "metric": m, "metric_name": "accuracy",
          "original_metric": 0.97, "drop": d, "accepted": ok, "iterations": 100, "seconds": 1.5,
-         "settings": {"share": 1 / r}, "note": note, "layers": {HOSTILE[0]: 5}, "new_key": 1}
+         "plan": {"ratio": r, "parent": None if i == 0 else 0}, "note": note,
+         "layers": {HOSTILE[0]: 5}, "settings": {"seed": 3}}
         for i, (r, m, d, ok, note) in enumerate(rows)
     ]  # fmt: skip
 
 
 @pytest.fixture
 def searched(result: Result, tmp_path: Path) -> Story:
-    """The same run as the best of a search."""
-    run = tmp_path / "run"
-    shutil.copytree(result.run_dir, run)
-    (run / "trials.jsonl").write_text("".join(json.dumps(t) + "\n" for t in trials()))
+    """The same run as the result of a search: its second trial, which went on from the first."""
+    run, rows = tmp_path / "run", trials()
+    for i in (0, 1):
+        shutil.copytree(result.run_dir, run / f"trial-{i:03d}")
+    rows[1]["layers"] = {layer.weight: layer.kept for layer in result.layers}
+    (run / "trials.jsonl").write_text("".join(json.dumps(t) + "\n" for t in rows))
     return gather(replace(result, run_dir=run), "dns-onnx compress '<i>.onnx' -o out.onnx")
 
 
@@ -130,7 +134,7 @@ def test_names_are_shown_and_not_obeyed(searched: Story) -> None:
     for name in HOSTILE:
         assert name in text
     assert "<u>" in text
-    assert "loss rose: rolled back" in text
+    assert "loss nan; rolled back" in text
 
 
 def test_every_image_has_words_and_a_table(searched: Story) -> None:
@@ -187,10 +191,26 @@ def test_histograms_count_every_weight(result: Result) -> None:
 
 def test_the_front_of_a_search(searched: Story) -> None:
     found = Page(render(searched))
-    marks = {c: len(found.all("circle", c)) for c in ("rejected", "rolled-back", "outside")}
-    assert marks == {"rejected": 2, "rolled-back": 2, "outside": 4}
+    marks = {c: len(found.all("circle", c)) for c in ("rejected", "outside")}
+    assert marks == {"rejected": 4, "outside": 4}
+    assert [a["r"] for a in found.all("circle", "mark")].count("8") == 2
+    assert "1 diverged and have no dot" in found.text
+    assert "at least" in found.text
     assert "allowed 96" in found.text.replace("\u00a0", " ")
-    assert [t.trial for t in undominated(searched.trials)] == [0, 1, 2]
+    seen = [t for t in searched.trials if t.metric is not None]
+    assert [t.trial for t in undominated(seen)] == [0, 1, 2]
+
+
+def test_the_course_of_a_search_is_that_of_the_trials_behind_its_result(
+    result: Result, searched: Story
+) -> None:
+    assert searched.chosen is not None
+    assert [t.trial for t in lineage(searched.trials, searched.chosen)] == [0, 1]
+    alone = gather(result).looks
+    iterations = [look.iteration for look in searched.looks]
+    assert iterations == [k.iteration for k in alone] + [200 + k.iteration for k in alone]
+    assert {look.iterations for look in searched.looks} == {400}
+    assert searched.looks[-1].seconds == pytest.approx(2 * alone[-1].seconds)
 
 
 def test_broken_files_are_named(result: Result, tmp_path: Path) -> None:
@@ -230,11 +250,9 @@ def test_thinning_loses_no_change() -> None:
     assert thinned([], 3) == []
 
 
-def test_a_verdict_a_trial() -> None:
-    known = {k: v for k, v in trials()[0].items() if k != "new_key"}
-    assert Trial(**known).verdict == "accepted"
-    assert Trial(**{**known, "accepted": False}).verdict == "rejected"
-    assert Trial(**{**known, "accepted": False, "note": "rolled back"}).verdict == "rolled back"
+def test_a_verdict_a_trial(searched: Story) -> None:
+    said = [t.verdict for t in searched.trials]
+    assert said == ["accepted", "accepted", "rejected", "rejected", "diverged"]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,6 @@ def front(story: Story) -> Figure | None:
     budget = _budget(metric, original, story.result.max_drop)
     rules = [v for v in (original, budget) if v is not None]
     ratios = [t.ratio for t in seen]
-    best = max((t for t in seen if t.accepted), key=lambda t: t.ratio, default=None)
 
     def draw(width: int) -> Markup:
         low = 1.0 if len(seen) == 1 else min(ratios) / 1.6
@@ -91,11 +90,11 @@ def front(story: Story) -> Figure | None:
                 budget, "rule budget", f"allowed {metric.text(budget)}", budget < (original or 0)
             )
         for t in seen:
-            m, class_ = t.metric or 0.0, t.verdict.replace(" ", "-")
+            m = t.metric or 0.0
             said = f"trial {t.trial}: {t.ratio:.1f}x, {name} {metric.text(m)}, {t.verdict}"
             outside = "" if y.inside(m) else " outside"
-            plot.dot(t.ratio, y.clipped(m), f"mark {class_}{outside}", said,
-                     8 if t is best and len(seen) > 1 else 5)  # fmt: skip
+            plot.dot(t.ratio, y.clipped(m), f"mark {t.verdict}{outside}", said,
+                     8 if t is story.chosen else 5)  # fmt: skip
         return plot.svg(f"{name} against compression, {len(seen)} trials")
 
     words = (
@@ -104,9 +103,9 @@ def front(story: Story) -> Figure | None:
         if story.trials
         else "There was no search: the one run is the one dot."
     )
-    verdicts = [v for v in ("accepted", "rejected", "rolled back")
-                if any(t.verdict == v for t in seen)]  # fmt: skip
-    key = [(v.replace(" ", "-"), v) for v in verdicts]
+    if len(seen) < len(trials):
+        words += f" {len(trials) - len(seen)} diverged and have no dot."
+    key = [(v, v) for v in ("accepted", "rejected") if any(t.verdict == v for t in seen)]
     return Figure("Size against quality", words, both(draw), _trial_table(trials, metric), key)
 
 
@@ -137,11 +136,11 @@ def _budget(metric: Metric, original: float | None, max_drop: float | None) -> f
 
 def _trial_table(trials: list[Trial], metric: Metric) -> Table:
     header = ["trial", "compression", "kept", metric.name, "original", f"drop ({metric.drop_unit})",
-              "verdict", "iterations", "seconds", "settings", "kept by layer", "note"]  # fmt: skip
+              "verdict", "iterations", "seconds", "plan", "kept by layer", "note"]  # fmt: skip
     return header, [
         [str(t.trial), f"{t.ratio:.1f}x", f"{t.kept:,}", metric.text(t.metric),
          metric.text(t.original_metric), "-" if t.drop is None else f"{t.drop:.2f}", t.verdict,
-         f"{t.iterations:,}", f"{t.seconds:.0f}", listed(t.settings), listed(t.layers), t.note]
+         f"{t.iterations:,}", f"{t.seconds:.0f}", listed(t.plan), listed(t.layers), t.note]
         for t in trials
     ]  # fmt: skip
 

@@ -99,9 +99,11 @@ def tiles(story: Story) -> list[tuple[str, str, str]]:
     if story.looks:
         last = story.looks[-1]
         returned = sum(c.returned for c in last.layers.values())
+        # each trial counts anew: what came back in one before it and stayed is not in its count
+        least = "at least " if story.trials else ""
         found.append(
             ("Came back", unbroken(percent(returned / max(last.kept, 1), 0)),
-             f"{returned:,} of {last.kept:,} kept connections had been cut before")
+             f"{least}{returned:,} of {last.kept:,} kept connections had been cut before")
         )  # fmt: skip
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,12 @@ BINS = 60
 
 @dataclass(frozen=True)
 class Trial:
-    """One try of a search.  metric, original_metric: on held-out data.  drop: as `Metric.drop`."""
+    """One try of a search.
+
+    metric, original_metric: on held-out data; None where it diverged.  drop: as `Metric.drop`.
+    plan: what it aimed at, and the trial whose weights it went on from (`parent`).
+    layers: entries kept, by the initializer name of the weight.
+    """
 
     trial: int
     ratio: float
@@ -37,7 +42,7 @@ class Trial:
     accepted: bool
     iterations: int
     seconds: float
-    settings: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     layers: dict[str, int] = field(default_factory=dict)
 
@@ -46,7 +51,7 @@ class Trial:
         """What became of it, in one word or two."""
         if self.accepted:
             return "accepted"
-        return "rolled back" if "rolled back" in self.note else "rejected"
+        return "diverged" if self.metric is None else "rejected"
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,17 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Story:
-    """What there is to tell about one compression.  command: the line that started it."""
+    """What there is to tell about one compression.
+
+    command: the line that started it.  looks: of the run; after a search, of the trials that led
+    to the result, one after the other.  chosen: the trial that is the result.
+    """
 
     result: Result
     command: str | None
     looks: list[Progress]
     trials: list[Trial]
+    chosen: Trial | None
     histograms: list[Histogram]
 
     @property
@@ -100,9 +110,37 @@ def gather(result: Result, command: str | None = None) -> Story:
 
     Raises ExportError where a file of it is not what it should be.
     """
-    return Story(
-        result, command, read_log(result.run_dir), read_trials(result.run_dir), histograms(result)
-    )
+    folder, trials = result.run_dir, read_trials(result.run_dir)
+    kept = {layer.weight: layer.kept for layer in result.layers}
+    chosen = next((t for t in reversed(trials) if t.layers == kept), None)
+    looks = read_log(folder)
+    if chosen is not None:
+        logs = [read_log(folder / f"trial-{t.trial:03d}") for t in lineage(trials, chosen)]
+        looks = one_after_the_other(logs)
+    return Story(result, command, looks, trials, chosen, histograms(result))
+
+
+def lineage(trials: Sequence[Trial], last: Trial) -> list[Trial]:
+    """The trials that led to `last`, each going on from the one before, and itself."""
+    by_number = {t.trial: t for t in trials}
+    found = [last]
+    while (parent := by_number.get(found[0].plan.get("parent", -1))) is not None:
+        found.insert(0, parent)
+    return found
+
+
+def one_after_the_other(logs: Sequence[Sequence[Progress]]) -> list[Progress]:
+    """Several logs as one, their iterations and seconds counted on."""
+    joined: list[Progress] = []
+    total = sum(log[-1].iterations for log in logs if log)
+    for log in logs:
+        start, seconds = (joined[-1].iteration, joined[-1].seconds) if joined else (0, 0.0)
+        joined += [
+            replace(look, iteration=start + look.iteration, iterations=total,
+                    seconds=seconds + look.seconds)
+            for look in log
+        ]  # fmt: skip
+    return joined
 
 
 def read_trials(folder: Path) -> list[Trial]:
