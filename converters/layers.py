@@ -22,6 +22,7 @@ class Layer:
     node: the ONNX node's name, or its first output's if it has none.
     weight, bias: ONNX initializer names.  shape: the weight's, as the initializer has it.
     prunable: surgery may cut it.  reason: why not; "" if it may.
+    out_axis, in_axis: of the weight; None where it has no one axis of outputs or inputs.
     """
 
     node: str
@@ -31,6 +32,8 @@ class Layer:
     shape: tuple[int, ...]
     prunable: bool
     reason: str
+    out_axis: int | None = None
+    in_axis: int | None = None
 
 
 def layers(graph: fx.GraphModule) -> list[Layer]:
@@ -56,9 +59,32 @@ def describe_layer(step: Step) -> list[Layer]:
                     shape=_weight_shape(value),
                     prunable=not reason,
                     reason=reason,
+                    **_axes(step, name),
                 )
             )
     return rows
+
+
+def _axes(step: Step, operand: str) -> dict[str, int]:
+    """Which axis of the initializer holds the outputs, and which the summed inputs.
+
+    Only where the node reads the initializer as it is, not a Transpose or Reshape of it.
+    """
+    direct = {v.weight for v in step.operands if v is not None and v.name == v.weight}
+    value = step.operands[step.names.index(operand)]
+    if value is None or value.weight not in direct:
+        return {}
+    match step.proto.op_type:
+        case "Conv":
+            return {"out_axis": 0, "in_axis": 1}
+        case "ConvTranspose":
+            return {"out_axis": 1, "in_axis": 0}
+        case "Gemm":
+            rows = bool(step.attrs.get("transB", 0))
+            return {"out_axis": 0, "in_axis": 1} if rows else {"out_axis": 1, "in_axis": 0}
+        case "MatMul" if operand == step.names[1] and len(_weight_shape(value)) == 2:
+            return {"out_axis": 1, "in_axis": 0}
+    return {}
 
 
 def _reason(value: Value) -> str:

@@ -94,6 +94,8 @@ class LayerRule(_Strict):
     match: str
     prune: bool | None = None
     prune_bias: bool | None = None
+    granularity: str | None = None
+    sparsity: float | None = Field(None, gt=0, lt=1)
     c_rate: float | None = None
     gamma: float | None = Field(None, ge=0)
     power: float | None = Field(None, ge=0)
@@ -112,14 +114,18 @@ class LayerRule(_Strict):
 class LayerSettings(_Strict):
     """Surgery settings of one layer.  The fields are those of LayerRule.
 
-    iter_stop: default 70 % of the iterations.  c_rate: default 1, and then the threshold starts
-        low and rises over 60 % of the surgery, as a high one from the first iteration on breaks
-        nets that were not tuned for it.  A c_rate that is given is the paper's: constant from the
-        start, unless ramp_from and ramp_iters say otherwise.
+    granularity: what is cut as one: `element`, blocks such as `1x4` (1 output by 4 inputs), `2:4`
+        (at most 2 of every 4 along the inputs), or `channel`.
+    sparsity: the layer's own goal, where the run has one (see Target).
+    iter_stop: default 70 % of the iterations.
+    c_rate: the paper's thresholds, constant from the start, unless ramp_from and ramp_iters say
+        otherwise.  Where no layer has a c_rate, thresholds follow from the target.
     """
 
     prune: bool = True
     prune_bias: bool = True
+    granularity: str = "element"
+    sparsity: float | None = Field(None, gt=0, lt=1)
     c_rate: float | None = None
     gamma: float = Field(1e-4, ge=0)
     power: float = Field(1.0, ge=0)
@@ -180,6 +186,45 @@ class Distill(_Strict):
     temperature: float = Field(1.0, gt=0)
 
 
+class Target(_Strict):
+    """What a run shall reach; the thresholds follow.
+
+    compression: entries under surgery, over the entries kept.  sparsity: the share that is cut.
+        One of them at most; with neither, the smallest model is searched for that keeps to the
+        budget.
+    max_drop: how much worse than the original the model may be on held-out data, in percentage
+        points (or what `runtime.metrics` says of the metric); default 0.1.  min_metric: how bad
+        the metric itself may be, as a fraction (0.99, not 99 %).
+    trials: at most so many; iterations are those of one trial.  growth: factor on the compression
+        from trial to trial while all goes well.  precision: the search ends when it knows the
+        highest compression within the budget to this factor.
+    seen: the original has been trained on the held-out rows, and knows them by heart: the budget
+        then counts from what it would do on new ones (see `reference`).  Default: found out.
+    """
+
+    compression: float | None = Field(None, gt=1)
+    sparsity: float | None = Field(None, gt=0, lt=1)
+    max_drop: float | None = Field(None, allow_inf_nan=False)
+    min_metric: float | None = Field(None, allow_inf_nan=False)
+    trials: int = Field(16, ge=1)
+    growth: float = Field(4.0, gt=1)
+    precision: float = Field(1.05, gt=1)
+    seen: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Target:
+        if self.compression is not None and self.sparsity is not None:
+            raise ValueError("expected compression or sparsity, got both")
+        return self
+
+    @property
+    def density(self) -> float | None:
+        """The share of entries to keep; None where it is searched for."""
+        if self.compression is not None:
+            return 1.0 / self.compression
+        return None if self.sparsity is None else 1.0 - self.sparsity
+
+
 class Config(_Strict):
     """Everything that decides a run; `seed` is the source of every random draw."""
 
@@ -190,8 +235,23 @@ class Config(_Strict):
     train: Train = Train()
     distill: Distill = Distill()
     solver: Solver = Solver()
+    target: Target = Target()
     surgery: LayerSettings = LayerSettings()
     layer: tuple[LayerRule, ...] = ()
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether thresholds are given (the paper's way) rather than a target."""
+        return self.surgery.c_rate is not None or any(r.c_rate is not None for r in self.layer)
+
+    @model_validator(mode="after")
+    def _thresholds_or_target(self) -> Config:
+        own = [r.match for r in self.layer if r.sparsity is not None]
+        if self.has_thresholds and (self.target.density is not None or own):
+            raise ValueError(
+                "expected thresholds (c_rate) or a target (compression, sparsity), got both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tail_fits(self) -> Config:
@@ -205,14 +265,15 @@ class Config(_Strict):
     def scaled(self, iterations: int) -> Config:
         """The same schedule over another number of iterations: what counts in them is scaled."""
         factor = iterations / self.train.iterations
-        values = self.model_dump()
-        values["train"]["iterations"] = iterations
-        tables = [values["solver"], values["surgery"], *values["layer"]]
-        for table in tables:
+        values = self.model_dump(exclude_unset=True)  # what was not said stays unsaid
+        values["train"] = {**values.get("train", {}), "iterations": iterations}
+        solver, surgery = values.setdefault("solver", {}), values.setdefault("surgery", {})
+        for table in (solver, surgery, *values.get("layer", ())):
             for key in ("tail", "stepsize", "iter_stop", "ramp_iters"):
                 if (table.get(key) or 0) > 0:
                     table[key] = max(1, int(table[key] * factor))
-        values["solver"]["stepvalue"] = [int(i * factor) for i in self.solver.stepvalue]
+        solver.setdefault("stepsize", max(1, int(self.solver.stepsize * factor)))
+        solver["stepvalue"] = [int(i * factor) for i in self.solver.stepvalue]
         return Config.model_validate(values)
 
     def layer_settings(self, *names: str) -> LayerSettings:
@@ -224,12 +285,7 @@ class Config(_Strict):
                 settings.update(given)
         if settings["iter_stop"] is None:
             settings["iter_stop"] = int(0.7 * self.train.iterations)
-        untuned = settings["c_rate"] is None
-        defaults = {
-            "c_rate": 1.0,
-            "ramp_from": -1.0 if untuned else 0.0,
-            "ramp_iters": int(0.6 * max(settings["iter_stop"], 0)) if untuned else 0,
-        }
+        defaults = {"c_rate": 1.0, "ramp_from": 0.0, "ramp_iters": 0}
         missing = {key: value for key, value in defaults.items() if settings[key] is None}
         return LayerSettings(**{**settings, **missing})
 
@@ -312,7 +368,7 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     """The keys of the table at `loc` in a configuration."""
     tables: dict[str, type[BaseModel]] = {
         "data": Data, "preprocess": Preprocess, "train": Train, "distill": Distill,
-        "solver": Solver, "surgery": LayerSettings, "layer": LayerRule,
+        "solver": Solver, "target": Target, "surgery": LayerSettings, "layer": LayerRule,
     }  # fmt: skip
     model = tables.get(str(loc[0]), Config) if loc else Config
     return list(model.model_fields)

@@ -48,6 +48,10 @@ class TrainingError(DnsOnnxError):
     """Training cannot go on (a loss that is NaN or infinite, no gradient, no prunable layer)."""
 
 
+class Diverged(TrainingError):
+    """The loss, or a weight, is no longer finite."""
+
+
 class Interrupted(DnsOnnxError):
     """The user stopped the run; the checkpoint to resume from is named in the message."""
 

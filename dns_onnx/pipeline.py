@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dns_onnx.drawn import WEAK
 from dns_onnx.errors import ConfigError, NotMain
 from dns_onnx.journal import Observer, silent
 from dns_onnx.prepare import (
+    Prepared,
     Spared,
     input_specs,
     load_datasets,
@@ -39,6 +40,7 @@ from dns_onnx.runtime.check import Check, check
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import model_files
+from dns_onnx.search import Search, Trial
 from dns_onnx.train import Outcome, Run, eval_batch
 
 Array = NDArray[Any]
@@ -62,12 +64,13 @@ class LayerResult:
 class Result:
     """A finished compression: the file, how it came about, and what was found about it.
 
-    started_at: the iteration that it was resumed at, 0 where it was not.
+    started_at: the iteration (of a search: the trial) that it was resumed at, 0 where it was not.
     metric_source: where the metric was read: "eval", "held-out" or "training" data, the latter two
         "random" where no data were given.
     objective: what was learned and what it is judged by, in words.
     metric: what the result is judged by.  max_drop: how much worse it may be, None if no matter.
     fingerprint: digests of the model and the data.
+    trials: of a search, in order.
     """
 
     model: Path
@@ -86,6 +89,7 @@ class Result:
     metric: Metric
     max_drop: float | None
     fingerprint: dict[str, Any]
+    trials: list[Trial] = field(default_factory=list)
 
 
 def compress(
@@ -104,6 +108,8 @@ def compress(
     drop_dead: bool = False,
     bench_seconds: float = 1.0,
     observe: Observer = silent,
+    tell: Callable[[Trial], None] = lambda trial: None,
+    pick: int | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
 ) -> Result:
     """Prune an ONNX model by Dynamic Network Surgery and write the result as ONNX.
@@ -115,14 +121,17 @@ def compress(
     device: auto, cpu or cuda.
     run_dir: checkpoints and log (default: beside `out`); resume: go on from what lies there.
     max_drop: the drop of the metric (`runtime.metrics` says in what unit) above which the result
-        counts as missed.
+        counts as missed; where the settings give neither thresholds nor a size, the budget of the
+        search too.
     drop_dead: also remove units that died with the pruning, where the result is provably the same.
     bench_seconds: how long each contender of the check is timed.
-    observe: called with each look at the run.  tensorboard: folder for its events.
+    observe: called with each look at the run.  tell: called with each trial of a search.
+    pick: export this trial of a finished search (with `resume`) rather than the smallest.
+    tensorboard: folder for events.
     Raises a DnsOnnxError that says what to mend; `out` is then untouched.  Of many processes (see
     `distributed.processes`) the first one returns; the others raise NotMain when they are done.
     """
-    config = config or Config()
+    config = with_budget(config or Config(), max_drop)
     out = Path(out)
     refuse_bad_target(out, Path(model))
     where = torch_device(device)
@@ -147,10 +156,16 @@ def compress(
     run = prepared.run
     run.objective.refuse_bad_data(run.model, {"held-out": heldout, source: judged}, where)
     teaching, heldout = run.objective.remembered(teaching, heldout, config, where)
-    if not resume:
-        run.start_fresh()
-    started_at = run.resume() if resume else 0
-    outcome = run.train(teaching, heldout, observe)
+    if config.has_thresholds:
+        if not resume:
+            run.start_fresh()
+        started_at = run.resume() if resume else 0
+        outcome, trials = run.train(teaching, heldout, observe), []
+    else:
+        search = start_search(prepared, teaching, heldout, resume)
+        started_at = len(search.trials)
+        best = search.find(observe, tell) if pick is None else search.take(pick)
+        outcome, trials = finished(best, search.trials), search.trials
     if not distributed.is_main():
         raise NotMain(f"process {distributed.rank()}: the first process writes the result")
     export = export_model(
@@ -170,8 +185,45 @@ def compress(
     return Result(
         Path(model), out, config, str(where), started_at, outcome, layer_results(run),
         prepared.spared, export, found, source, run.folder, run.objective.said,
-        run.objective.metric, max_drop, run.fingerprint,
+        run.objective.metric, max_drop, run.fingerprint, trials,
     )  # fmt: skip
+
+
+def with_budget(config: Config, max_drop: float | None) -> Config:
+    """The settings with the caller's budget in them, where they search."""
+    if config.has_thresholds or max_drop is None:
+        return config
+    return config.model_copy(
+        update={"target": config.target.model_copy(update={"max_drop": max_drop})}
+    )
+
+
+def start_search(
+    prepared: Prepared, teaching: Dataset, heldout: Dataset | None, resume: bool
+) -> Search:
+    """The search, with the trials that are finished where it is resumed.
+
+    Raises ConfigError without held-out rows.
+    """
+    run = prepared.run
+    if heldout is None:
+        raise ConfigError(
+            "data.holdout: expected some held-out rows to judge the trials on, got none; "
+            "or give thresholds (c_rate)"
+        )
+    original = run.score(heldout)
+    search = Search(run, prepared.sparsity, teaching, heldout, original, original)
+    if resume:
+        search.resume()
+    else:
+        search.start_fresh()
+    return search
+
+
+def finished(best: Trial, trials: list[Trial]) -> Outcome:
+    """What a search came to, as the outcome of one run."""
+    iterations = sum(t.iterations for t in trials)
+    return Outcome(iterations, sum(t.seconds for t in trials), best.metric, iterations)
 
 
 def refuse_bad_target(out: Path, model: Path) -> None:

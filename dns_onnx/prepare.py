@@ -21,7 +21,7 @@ from dns_onnx.converters.layers import Layer, layers
 from dns_onnx.converters.ranges import draws
 from dns_onnx.data import Dataset, InputSpec, split
 from dns_onnx.errors import ConfigError, DataError
-from dns_onnx.granularity import Elements
+from dns_onnx.granularity import Elements, grain_of
 from dns_onnx.masks import Masked, holders
 from dns_onnx.objective import prepare_objective
 from dns_onnx.runtime.batching import Feeding, feeding
@@ -40,10 +40,14 @@ class Spared:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to train, and the layers that it leaves alone."""
+    """A run that is ready to train, and the layers that it leaves alone.
+
+    sparsity: of the layers that have a goal of their own, by the initializer name of the weight.
+    """
 
     run: Run
     spared: list[Spared]
+    sparsity: dict[str, float]
 
 
 def prepare_run(
@@ -73,7 +77,8 @@ def prepare_run(
         training, objective, weights, biases, surgery, config, folder, device, fingerprint,
         tensorboard,
     )  # fmt: skip
-    return Prepared(run, spared)
+    settings = {x.weight: config.layer_settings(*_names(x)).sparsity for x in chosen}
+    return Prepared(run, spared, {k: v for k, v in settings.items() if v is not None})
 
 
 def trained_weights(
@@ -136,7 +141,8 @@ def _operated(layer: Layer, weights: Mapping[str, Masked], config: Config) -> La
     if bias is not None and settings.prune_bias and bias.mask is None:
         bias.attach_mask(first_mask(bias, settings.bias_mask))
         tensors.append(bias)
-    return LayerSurgery(layer.node, tensors, schedule_of(settings))
+    grain = grain_of(settings.granularity, layer.out_axis, layer.in_axis, layer.node)
+    return LayerSurgery(layer.node, tensors, schedule_of(settings), grain)
 
 
 def schedule_of(settings: LayerSettings) -> Schedule:

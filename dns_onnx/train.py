@@ -15,7 +15,7 @@ from dns_onnx import checkpoint, distributed
 from dns_onnx.attach import TrainingGraph
 from dns_onnx.config import Config
 from dns_onnx.data import Dataset, batches
-from dns_onnx.errors import CheckpointError, Interrupted, TrainingError
+from dns_onnx.errors import CheckpointError, Diverged, Interrupted
 from dns_onnx.feed import Feed
 from dns_onnx.interrupt import interruptible
 from dns_onnx.journal import Journal, Observer, Progress
@@ -67,7 +67,7 @@ class Run:
         fingerprint: dict[str, Any], tensorboard: Path | None = None,
     ) -> None:  # fmt: skip
         self.model, self.objective = model, objective
-        self.weights, self.surgery = weights, surgery
+        self.weights, self.biases, self.surgery = weights, biases, surgery
         self.config, self.folder, self.device = config, folder, device
         self.fingerprint = fingerprint
         self.optimizer = Optimizer(
@@ -79,7 +79,18 @@ class Run:
         self.best = Best()
         self.iteration = 0
         self.seconds = 0.0
+        self.tensorboard = tensorboard
         self.journal = Journal(surgery, folder, device, tensorboard)
+
+    def again(
+        self, surgery: Surgery, config: Config, folder: Path, fingerprint: dict[str, Any]
+    ) -> Run:
+        """Another run of the same model, from the weights and masks that it has now."""
+        events = self.tensorboard and self.tensorboard / folder.name
+        return Run(
+            self.model, self.objective, self.weights, self.biases, surgery, config, folder,
+            self.device, fingerprint, events,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ the loop
 
@@ -131,7 +142,7 @@ class Run:
         """Check the loss, read the held-out metric when due, log and report."""
         loss, layers = self.journal.look(self.iteration)
         if not math.isfinite(loss):
-            raise TrainingError(self._diverged(f"loss {loss}"))
+            raise Diverged(self._diverged(f"loss {loss}"))
         value = self._read_heldout(heldout) if heldout is not None else None
         kept = sum(change.kept for change in layers.values())
         progress = Progress(
@@ -146,17 +157,21 @@ class Run:
         every, last = self.config.train.eval_every, self.config.train.iterations
         if not every or (self.iteration % every and self.iteration != last):
             return None
-        self.model.eval()
-        rows = batches(heldout, eval_batch(self.config))
-        with self.precision.context():
-            score = self.objective.score(self.model, rows, self.device)
-        found = distributed.from_main(score)  # by which all decide
-        self.model.train()
+        found = self.score(heldout)
         frozen = self.iteration >= min(self.surgery.frozen_at(), last)
         if frozen and self.objective.metric.better(found, self.best.metric):
             kept = {name: w.weight.detach().clone() for name, w in self.weights.items()}
             self.best = Best(found, self.iteration, kept)
         return found
+
+    def score(self, data: Dataset) -> float:
+        """The metric of the model as it is now; of many processes, the first one's."""
+        self.model.eval()
+        rows = batches(data, eval_batch(self.config))
+        with self.precision.context():
+            found = self.objective.score(self.model, rows, self.device)
+        self.model.train()
+        return distributed.from_main(found)
 
     @torch.no_grad()
     def _finish(self) -> Outcome:
@@ -215,7 +230,7 @@ class Run:
                 if key in SOLVER_STATE:
                     tensors[f"{key}.{name}"] = whole(value)
         if not all(bool(torch.isfinite(tensors[f"weight.{n}"]).all()) for n in self.weights):
-            raise TrainingError(self._diverged("weights that are not finite"))
+            raise Diverged(self._diverged("weights that are not finite"))
         tensors |= {f"best.{name}": whole(w) for name, w in self.best.weights.items()}
         tensors |= self.journal.tensors()
         best = {"metric": self.best.metric, "iteration": self.best.iteration}

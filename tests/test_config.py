@@ -66,11 +66,40 @@ def test_iter_stop_defaults_to_seven_tenths() -> None:
     assert config.layer_settings("any").iter_stop == 700
 
 
-def test_thresholds_rise_unless_a_c_rate_is_given() -> None:
-    settings = parse_config({"train": {"iterations": 1000}}, "x").layer_settings("any")
-    assert (settings.c_rate, settings.ramp_from, settings.ramp_iters) == (1.0, -1.0, 420)
-    given = parse_config({"surgery": {"c_rate": 1.0}}, "x").layer_settings("any")
-    assert given.ramp_iters == 0
+def test_a_given_c_rate_is_constant() -> None:
+    given = parse_config({"surgery": {"c_rate": 1.0}}, "x")
+    assert given.has_thresholds
+    assert given.layer_settings("any").ramp_iters == 0
+    assert not parse_config({}, "x").has_thresholds
+
+
+@pytest.mark.parametrize(
+    ("target", "density"),
+    [({}, None), ({"compression": 50}, 0.02), ({"sparsity": 0.98}, 0.02), ({"max_drop": 1}, None)],
+)
+def test_density_of_a_target(target: dict, density: float | None) -> None:
+    found = parse_config({"target": target}, "x").target.density
+    assert found == (None if density is None else pytest.approx(density))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"target": {"compression": 9, "sparsity": 0.5}}, "compression or sparsity, got both"),
+        ({"target": {"compression": 9}, "surgery": {"c_rate": 1}}, "thresholds .* or a target"),
+        ({"surgery": {"c_rate": 1}, "layer": [{"match": "a", "sparsity": 0.5}]}, "got both"),
+        ({"target": {"compression": 1}}, "target.compression"),
+    ],
+)
+def test_contradicting_goals_are_refused(values: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config(values, "x")
+
+
+def test_scaling_leaves_unsaid_what_was_not_said() -> None:
+    scaled = parse_config({"solver": {"lr": 0.1}}, "x").scaled(100)
+    assert "tail" not in scaled.solver.model_fields_set
+    assert scaled.train.iterations == 100
 
 
 def test_a_schedule_is_scaled_as_a_whole() -> None:

@@ -6,17 +6,18 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dns_onnx import distributed, page, report
 from dns_onnx.cli.console import command_line, out, print_verdict, show, training_progress
-from dns_onnx.config import Config, load_config, load_recipe, recipes
+from dns_onnx.config import Config, load_config, load_recipe, parse_config, recipes
 from dns_onnx.converters.exporter import Export
 from dns_onnx.errors import ConfigError
 from dns_onnx.pipeline import Result
 from dns_onnx.pipeline import compress as run
+from dns_onnx.search import Trial
 
 NAME = "compress"
 EXAMPLE = (
@@ -66,9 +67,15 @@ METRIC_HELP = (
     "relative-error, or package.module:function"
 )
 DROP_LIMIT_HELP = (
-    "exit 1 if the metric gets worse by more than this: percentage points for fractions, dB for "
-    "psnr, per cent for mse"
+    "the budget: find the smallest model whose held-out metric is worse by no more than this "
+    "(percentage points for fractions, dB for psnr, per cent for mse; default 0.1); exit 1 if the "
+    "written file breaks it"
 )
+COMPRESSION_HELP = "keep one entry in so many, e.g. 50, instead of searching"
+SPARSITY_HELP = "the same as a share of zeros, e.g. 0.98"
+MIN_METRIC_HELP = "the budget as the metric itself, e.g. 0.99"
+GRANULARITY_HELP = "what is cut as one: element, blocks such as 1x4 or 4x1, 2:4, or channel"
+PICK_HELP = "with --resume: write this trial of the search rather than the smallest model"
 DATA_HELP = (
     "an .npz with arrays named as the model's inputs and, if there are any, `labels`; mnist:DIR; a "
     "folder of npz shards, ONNX test_data_set_* or images; package.module:function; or random. "
@@ -104,7 +111,13 @@ def command(
     shape: Annotated[list[str] | None, typer.Option(help=SHAPE_HELP)] = None,
     loss: Annotated[str | None, typer.Option(help=LOSS_HELP)] = None,
     metric: Annotated[str | None, typer.Option(help=METRIC_HELP)] = None,
+    compression: Annotated[
+        float | None, typer.Option(help=COMPRESSION_HELP, metavar="RATIO")
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option(help=SPARSITY_HELP)] = None,
     max_drop: Annotated[float | None, typer.Option(help=DROP_LIMIT_HELP)] = None,
+    min_metric: Annotated[float | None, typer.Option(help=MIN_METRIC_HELP)] = None,
+    granularity: Annotated[str | None, typer.Option(help=GRANULARITY_HELP)] = None,
     drop_dead: Annotated[
         bool, typer.Option("--drop-dead", help=DROP_HELP)
     ] = False,
@@ -120,9 +133,19 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the newest checkpoint in the run folder")
     ] = False,
+    pick: Annotated[int | None, typer.Option(help=PICK_HELP, metavar="TRIAL", min=0)] = None,
 ) -> None:  # fmt: skip
     """Prune MODEL by Dynamic Network Surgery and write the result as ONNX."""
-    settings = chosen_config(config, recipe, seed, iterations, {"loss": loss, "metric": metric})
+    settings = chosen_config(
+        config, recipe, seed, iterations,
+        {
+            "train": {"loss": loss, "metric": metric},
+            "target": {
+                "compression": compression, "sparsity": sparsity, "min_metric": min_metric,
+            },
+            "surgery": {"granularity": granularity},
+        },
+    )  # fmt: skip
     settings = with_shapes(settings, shape or [])
     if report_dir is not None:
         report_dir.mkdir(parents=True, exist_ok=True)  # refused now rather than after training
@@ -132,11 +155,12 @@ def command(
             model, out_file, train=train, eval=eval, config=settings, format=format.value,
             values=values.value,
             device=device.value, run_dir=run_dir, resume=resume, max_drop=max_drop,
-            drop_dead=drop_dead, observe=observe, tensorboard=tensorboard,
+            drop_dead=drop_dead, observe=observe, tell=print_trial, pick=pick,
+            tensorboard=tensorboard,
         )  # fmt: skip
     if resume:
-        at = result.started_at
-        said = f"Resumed at iteration {at}." if at else "No checkpoint there: started at 0."
+        at, what = result.started_at, "trial" if result.trials else "iteration"
+        said = f"Resumed at {what} {at}." if at else "Nothing finished there: started at 0."
         out.print(said, markup=False)
     if report_dir is not None:
         report.write(result, report_dir)
@@ -148,16 +172,20 @@ def command(
 
 def chosen_config(
     file: Path | None, recipe: str | None, seed: int | None, iterations: int | None,
-    train: Mapping[str, str | None],
+    tables: Mapping[str, Mapping[str, Any]],
 ) -> Config:  # fmt: skip
-    """The settings that the options name together.  train: options that are keys of that table."""
+    """The settings that the options name together.  tables: options that are keys of a table."""
     if file is not None and recipe is not None:
         raise ConfigError("--config and --recipe: expected one of them, got both")
     settings = load_config(file) if file else load_recipe(recipe) if recipe else Config()
+    values = settings.model_dump(exclude_unset=True)
     if seed is not None:
-        settings = settings.model_copy(update={"seed": seed})
-    given = {key: value for key, value in train.items() if value is not None}
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update=given)})
+        values["seed"] = seed
+    for table, options in tables.items():
+        given = {key: value for key, value in options.items() if value is not None}
+        if given:
+            values[table] = {**values.get(table, {}), **given}
+    settings = parse_config(values, "the options")
     return settings.scaled(iterations) if iterations is not None else settings
 
 
@@ -170,6 +198,13 @@ def with_shapes(settings: Config, given: list[str]) -> Config:
             raise ConfigError(f"--shape: expected NAME=1x3x224x224, got '{text}'")
         shapes[name] = tuple(int(n) for n in sizes.split("x"))
     return settings.model_copy(update={"data": settings.data.model_copy(update={"shape": shapes})})
+
+
+def print_trial(trial: Trial) -> None:
+    """One line for each finished trial."""
+    verdict = "accepted" if trial.accepted else "rolled back"
+    found = trial.note or f"{trial.metric_name} {trial.metric:.4g}, drop {trial.drop:+.3g}"
+    out.print(f"Trial {trial.trial}: {trial.ratio:.1f}x, {found}: {verdict}", markup=False)
 
 
 def print_notes(export: Export) -> None:

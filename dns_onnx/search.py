@@ -1,0 +1,357 @@
+"""The smallest model within a budget: trial after trial, each going on from the best so far.
+
+A trial takes the weights and masks of the last one that was accepted and cuts on, to a higher
+compression; then its masks freeze, and the held-out metric decides.  A trial that breaks the budget
+is rolled back, and the next one aims between it and the last that held; one whose loss diverges is
+repeated with half the learning rate and twice the iterations.  Every trial stays in the run folder,
+so that the result is a front of size against metric, and a search that was stopped goes on where it
+was: what comes next depends on the trials so far and on nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dns_onnx import checkpoint, distributed
+from dns_onnx.config import Config, Target
+from dns_onnx.data import Dataset
+from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
+from dns_onnx.journal import Observer, packed, unpacked
+from dns_onnx.runtime.metrics import Metric
+from dns_onnx.surgery import LayerSurgery
+from dns_onnx.targets import Descent, Goal, TargetSurgery
+from dns_onnx.train import Run
+
+TRIALS = "trials.jsonl"
+RESULT = "result.safetensors"
+DEFAULT_DROP = 0.1
+TRIAL_ITERATIONS = 8000  # where the settings do not say
+SURGERY_SHARE = 0.7  # of a trial's iterations; in the rest the masks are frozen
+RAMP_SHARE = 0.85  # of the surgery: the goal is reached, then entries are still exchanged
+GENTLER = 2  # times that a diverged trial is repeated
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to try next.
+
+    ratio: the compression to reach.  parent: the trial to go on from, None for the original.
+    gentle: how often the learning rate is halved, and the iterations doubled.
+    """
+
+    ratio: float
+    parent: int | None
+    gentle: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, as it stands in trials.jsonl.
+
+    ratio: entries under surgery over entries kept.  metric: held-out; None where it diverged.
+    drop: against the reference.  layers: kept entries by the initializer name of the weight.
+    """
+
+    trial: int
+    plan: Plan
+    ratio: float
+    kept: int
+    size: int
+    metric: float | None
+    metric_name: str
+    original_metric: float
+    drop: float | None
+    accepted: bool
+    iterations: int
+    seconds: float
+    settings: dict[str, Any]
+    note: str
+    layers: dict[str, int]
+
+
+def next_plan(trials: Sequence[Trial], target: Target) -> Plan | None:
+    """What to try after these trials; None when the search is over."""
+    if trials and trials[-1].metric is None and trials[-1].plan.gentle < GENTLER:
+        last = trials[-1].plan
+        return Plan(last.ratio, last.parent, last.gentle + 1)
+    if target.density is not None:
+        return None if trials else Plan(1.0 / target.density, None)
+    if len(trials) >= target.trials:
+        return None
+    best = smallest(trials)
+    low = best.plan.ratio if best else 1.0
+    above = [t.plan.ratio for t in trials if not t.accepted and t.plan.ratio > low]
+    parent = best.trial if best else None
+    if not above:
+        return Plan(low * target.growth, parent)
+    if min(above) / low <= target.precision:
+        return None
+    return Plan(math.sqrt(low * min(above)), parent)
+
+
+def smallest(trials: Sequence[Trial]) -> Trial | None:
+    """The accepted trial that keeps least."""
+    return max((t for t in trials if t.accepted), key=lambda t: t.plan.ratio, default=None)
+
+
+class Search:
+    """A search over one model under surgery.
+
+    run: the run that settings without thresholds prepare; its holders are what all trials train.
+    sparsity: of the layers that have a goal of their own, by weight.
+    original: the metric of the unpruned model on the held-out rows.  reference: what the budget
+    counts from.
+    """
+
+    def __init__(
+        self, run: Run, sparsity: Mapping[str, float | None], data: Dataset, heldout: Dataset,
+        original: float, reference: float,
+    ) -> None:  # fmt: skip
+        self.run, self.sparsity, self.data, self.heldout = run, sparsity, data, heldout
+        self.original, self.reference = original, reference
+        self.folder, self.target = run.folder, run.config.target
+        self.first = _state(run)
+        self.trials: list[Trial] = []
+
+    # ------------------------------------------------------------------ the search
+
+    def find(self, observe: Observer, tell: Callable[[Trial], None]) -> Trial:
+        """Search to the end; the model is then the smallest one within the budget.
+
+        tell: called with each finished trial.
+        Raises TrainingError where no trial was within the budget.
+        """
+        while (plan := next_plan(self.trials, self.target)) is not None:
+            trial = self._try(plan, observe)
+            self._record(trial)
+            tell(trial)
+        best = smallest(self.trials)
+        if best is None:
+            raise TrainingError(self._nothing_found())
+        self.take(best.trial)
+        return best
+
+    def take(self, number: int) -> Trial:
+        """Put a finished trial's weights and masks into the model."""
+        chosen = [t for t in self.trials if t.trial == number]
+        if not chosen:
+            raise ConfigError(
+                f"trial {number}: expected one of {[t.trial for t in self.trials]} (see {TRIALS})"
+            )
+        _restore(self.run, load_file(self._folder(number) / RESULT))
+        return chosen[0]
+
+    def _try(self, plan: Plan, observe: Observer) -> Trial:
+        number = len(self.trials)
+        parent = self.first
+        if plan.parent is not None:
+            parent = load_file(self._folder(plan.parent) / RESULT)
+        _restore(self.run, parent)
+        run = self._run(plan, number)
+        run.resume()
+        try:
+            outcome = run.train(self.data, self.heldout, observe)
+        except Diverged as error:
+            _restore(self.run, parent)
+            gentler = plan.gentle < GENTLER and "; rolled back, and tried again more gently"
+            return self._trial(number, plan, run, None, False, f"{error}{gentler or ''}")
+        metric = outcome.best_metric
+        if metric is None:
+            metric = run.score(self.heldout)
+        if distributed.is_main():
+            _save(run, self._folder(number))
+        return self._trial(number, plan, run, metric, self.within_budget(metric), "")
+
+    def within_budget(self, metric: float) -> bool:
+        """Whether a model with this held-out metric may be the result."""
+        measure, target = self.run.objective.metric, self.target
+        if target.density is not None:
+            return True  # the size is what was asked for
+        drop = target.max_drop
+        if drop is None and target.min_metric is None:
+            drop = DEFAULT_DROP
+        if target.min_metric is not None and measure.better(target.min_metric, metric):
+            return False
+        return drop is None or measure.drop(self.reference, metric) <= drop + 1e-9
+
+    def _run(self, plan: Plan, number: int) -> Run:
+        """The run of one trial, from the weights and masks that the model has now."""
+        config = trial_config(self.run.config, plan, number)
+        layers = list(self.run.surgery)
+        stop = int(SURGERY_SHARE * config.train.iterations)
+        surgery = TargetSurgery(
+            layers, config.seed, goals(layers, self.sparsity, 1.0 / plan.ratio),
+            Descent(stop, int(RAMP_SHARE * stop)),
+        )  # fmt: skip
+        fingerprint = {**self.run.fingerprint, "plan": asdict(plan), "trial": number}
+        return self.run.again(surgery, config, self._folder(number), fingerprint)
+
+    def _trial(
+        self, number: int, plan: Plan, run: Run, metric: float | None, accepted: bool, note: str
+    ) -> Trial:
+        measure: Metric = run.objective.metric
+        kept, size = run.surgery.kept(), run.surgery.size()
+        return Trial(
+            number, plan, size / max(kept, 1), kept, size, metric, measure.name, self.original,
+            None if metric is None else measure.drop(self.reference, metric), accepted,
+            run.config.train.iterations, run.seconds, run.config.model_dump(mode="json"), note,
+            {layer.key: layer.kept() for layer in run.surgery},
+        )  # fmt: skip
+
+    def _nothing_found(self) -> str:
+        finished = [t for t in self.trials if t.drop is not None]
+        nearest = min(finished, key=lambda t: t.drop or 0.0, default=None)
+        got = "none finished"
+        if nearest is not None:
+            got = f"the nearest had a drop of {nearest.drop:.3g} at {nearest.ratio:.3g}x"
+        return (
+            f"search: expected a trial within the budget, {got}; allow a larger --max-drop, more "
+            f"--iterations, or a lower solver.lr; all trials stand in {self.folder / TRIALS}"
+        )
+
+    # ------------------------------------------------------------------ the run folder
+
+    def _folder(self, number: int) -> Path:
+        return self.folder / f"trial-{number:03d}"
+
+    def _record(self, trial: Trial) -> None:
+        """Append to trials.jsonl; the trial's checkpoints are not needed any more."""
+        self.trials.append(trial)
+        if not distributed.is_main():
+            return distributed.wait()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / TRIALS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(trial)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        checkpoint.remove(self._folder(trial.trial))
+        distributed.wait()
+
+    def start_fresh(self) -> None:
+        """Clear the folder of a finished search; refuse to touch one that could still go on.
+
+        Raises CheckpointError.
+        """
+        if not distributed.is_main():
+            return distributed.wait()
+        found = read_trials(self.folder)
+        folders = sorted(self.folder.glob("trial-*"))
+        if len(folders) > len(found) or (found and next_plan(found, self.target) is not None):
+            raise CheckpointError(
+                f"{self.folder}: holds an unfinished search of {len(found)} trials; go on with "
+                "--resume, choose another --run-dir, or remove the folder"
+            )
+        for folder in folders:
+            shutil.rmtree(folder)
+        (self.folder / TRIALS).unlink(missing_ok=True)
+        distributed.wait()
+
+    def resume(self) -> int:
+        """Take up the trials that are finished; returns how many.
+
+        Raises CheckpointError where they belong to another search.
+        """
+        self.trials = read_trials(self.folder)
+        for trial in self.trials:
+            if trial.original_metric != self.original:
+                raise CheckpointError(
+                    f"{self.folder / TRIALS}: belongs to another model or other data; "
+                    "start anew in another --run-dir"
+                )
+        return len(self.trials)
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """The finished trials of a run folder; a line that was cut short is taken out of the file."""
+    path = folder / TRIALS
+    if not path.exists():
+        return []
+    whole = path.read_bytes()
+    complete = whole[: whole.rfind(b"\n") + 1]
+    if len(complete) < len(whole):
+        with path.open("r+b") as file:
+            file.truncate(len(complete))
+    rows = [json.loads(line) for line in complete.splitlines()]
+    return [Trial(**{**row, "plan": Plan(**row["plan"])}) for row in rows]
+
+
+def trial_config(config: Config, plan: Plan, number: int) -> Config:
+    """The settings of one trial: draws of its own, and defaults that suit a trial."""
+    iterations = config.train.iterations
+    if "iterations" not in config.train.model_fields_set:
+        iterations = TRIAL_ITERATIONS
+    iterations *= 2**plan.gentle
+    tail = iterations - int(SURGERY_SHARE * iterations)
+    solver = {"lr": config.solver.lr / 2**plan.gentle}
+    if "tail" not in config.solver.model_fields_set:
+        solver["tail"] = tail
+    every = max(min(config.train.eval_every or iterations, tail // 4), 1)
+    return config.model_copy(
+        update={
+            "seed": int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]),
+            "train": config.train.model_copy(
+                update={"iterations": iterations, "eval_every": every}
+            ),
+            "solver": config.solver.model_copy(update=solver),
+        }
+    )
+
+
+def goals(
+    layers: Sequence[LayerSurgery], sparsity: Mapping[str, float | None], density: float
+) -> list[Goal]:
+    """How many entries of which layers to keep, so that `density` of all of them stays.
+
+    Layers with a sparsity of their own have goals of their own; the others share what is left.
+    """
+    own = {x.key: math.floor((1.0 - s) * x.size()) for x in layers
+           if (s := sparsity.get(x.key)) is not None}  # fmt: skip
+    shared = [x for x in layers if x.key not in own]
+    total = math.floor(density * sum(x.size() for x in layers) + 1e-9)
+    left = total - sum(own.values())
+    if shared and left < len(shared):
+        raise ConfigError(
+            f"target: {total:,} entries over all layers leave {left} for the layers without a "
+            "sparsity of their own; lower the compression or the layers' sparsity"
+        )
+    found = [Goal((key,), kept) for key, kept in own.items()]
+    return found + ([Goal(tuple(x.key for x in shared), left)] if shared else [])
+
+
+# ---------------------------------------------------------------------- weights and masks
+
+
+def _state(run: Run) -> dict[str, Tensor]:
+    """Weights and masks, copied to the CPU; masks as bits."""
+    found = {}
+    for name, holder in run.weights.items():
+        found[f"weight.{name}"] = holder.weight.detach().cpu().clone()
+        if holder.mask is not None:
+            found[f"mask.{name}"] = packed(holder.mask)
+    return found
+
+
+@torch.no_grad()
+def _restore(run: Run, state: dict[str, Tensor]) -> None:
+    for name, holder in run.weights.items():
+        holder.weight.copy_(state[f"weight.{name}"])
+        if holder.mask is not None:
+            holder.mask.copy_(unpacked(state[f"mask.{name}"], holder.mask))
+
+
+def _save(run: Run, folder: Path) -> None:
+    draft = folder / f".{RESULT}.draft"
+    save_file(_state(run), draft)
+    os.replace(draft, folder / RESULT)

@@ -1,0 +1,286 @@
+"""The search: what it tries next, what it accepts, and that nothing of it is lost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from dns_onnx import compress
+from dns_onnx.config import Config, Target, parse_config
+from dns_onnx.errors import CheckpointError, ConfigError, TrainingError
+from dns_onnx.pipeline import Result
+from dns_onnx.search import TRIALS, Plan, Trial, goals, next_plan, read_trials, smallest
+from dns_onnx.train import Run
+
+
+def trial(
+    number: int, ratio: float, accepted: bool, metric: float | None = 0.9, gentle: int = 0
+) -> Trial:
+    plan = Plan(ratio, None, gentle)
+    return Trial(number, plan, ratio, 1, 1, metric, "accuracy", 1.0, 0.0, accepted, 1, 1.0, {}, "",
+                 {})  # fmt: skip
+
+
+def told(limit: float, target: Target) -> list[float]:
+    """The compressions that a search tries when it can reach just this one."""
+    trials: list[Trial] = []
+    while (plan := next_plan(trials, target)) is not None:
+        trials.append(trial(len(trials), plan.ratio, plan.ratio <= limit))
+    return [t.plan.ratio for t in trials]
+
+
+def test_the_compression_grows_until_it_fails_and_is_then_bracketed() -> None:
+    tried = told(100.0, Target(growth=4, precision=1.1))
+    assert tried[:5] == [4, 16, 64, 256, 128]
+    accepted = max(r for r in tried if r <= 100)
+    refused = min(r for r in tried if r > 100)
+    assert refused / accepted <= 1.1
+
+
+@pytest.mark.parametrize("limit", [1.01, 1.9, 7.0, 1234.5])
+def test_any_limit_is_found_to_the_precision(limit: float) -> None:
+    tried = told(limit, Target(trials=99, precision=1.02))
+    accepted = max([r for r in tried if r <= limit], default=1.0)
+    assert limit / accepted <= 1.02
+
+
+def test_the_number_of_trials_is_bounded() -> None:
+    assert len(told(100.0, Target(trials=3))) == 3
+
+
+def test_a_given_size_takes_one_trial() -> None:
+    assert told(1.0, Target(compression=50)) == [50]
+    assert told(1.0, Target(sparsity=0.75)) == [4]
+
+
+def test_each_trial_goes_on_from_the_smallest_accepted_one() -> None:
+    trials = [trial(0, 4, True), trial(1, 16, True), trial(2, 64, False)]
+    assert next_plan(trials, Target()) == Plan(32, 1)
+    assert smallest(trials) is trials[1]
+
+
+def test_what_diverges_is_repeated_more_gently_and_then_given_up() -> None:
+    trials = [trial(0, 4, True), trial(1, 16, False, None)]
+    assert next_plan(trials, Target()) == Plan(16, None, 1)
+    trials.append(trial(2, 16, False, None, 1))
+    assert next_plan(trials, Target()) == Plan(16, None, 2)
+    trials.append(trial(3, 16, False, None, 2))
+    assert next_plan(trials, Target()) == Plan(8, 0)
+
+
+# ---------------------------------------------------------------------- on a small net
+
+SETTINGS = {
+    "data": {"batch": 16, "holdout": 0.2},
+    "train": {"iterations": 120, "log_every": 40},
+    "solver": {"lr": 0.05, "policy": "fixed"},
+    "target": {"max_drop": 2.0, "precision": 1.3, "growth": 2.0, "trials": 4},
+}
+
+
+def settings(**overrides: dict) -> Config:
+    return parse_config({**SETTINGS, **overrides}, "test")
+
+
+def run(folder: Path, out: str = "out.onnx", config: Config | None = None, **options) -> Result:
+    return compress(
+        folder / "net.onnx", folder / out, train=f"{folder}/train.npz",
+        config=config or settings(), bench_seconds=0.05, **options,
+    )  # fmt: skip
+
+
+def rows(folder: Path) -> list[dict]:
+    """The trials of a run folder, without the times."""
+    found = [json.loads(line) for line in (folder / TRIALS).read_text().splitlines()]
+    return [{**row, "seconds": 0} for row in found]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_smallest_model_within_the_budget_is_written(small: Path) -> None:
+    result = run(small)
+    assert result.check.ok, result.check.problems
+    assert len(result.trials) > 1
+    best = smallest(result.trials)
+    assert best is not None
+    assert sum(layer.kept for layer in result.layers) == best.kept
+    assert best.drop is not None
+    assert best.drop <= 2.0
+    assert all(t.drop > 2.0 for t in result.trials if not t.accepted)
+    assert result.check.kept <= best.kept
+    saved = json.loads((result.run_dir / TRIALS).read_text().splitlines()[0])
+    assert list(saved) == [f.name for f in fields(Trial)]
+    assert not list(result.run_dir.glob("trial-*/step-*"))  # only what is needed stays
+
+
+def test_a_given_compression_is_met(small: Path) -> None:
+    result = run(small, config=settings(target={"compression": 5}))
+    assert len(result.trials) == 1
+    size = sum(layer.size for layer in result.layers)
+    assert size // 5 - 1 <= sum(layer.kept for layer in result.layers) <= size // 5
+
+
+def test_layers_may_have_a_sparsity_of_their_own(small: Path) -> None:
+    config = settings(target={"compression": 4}, layer=[{"match": "fc2", "sparsity": 0.25}])
+    layers = {layer.name: layer for layer in run(small, config=config).layers}
+    assert layers["fc2"].kept == int(0.75 * layers["fc2"].size)
+    total = sum(layer.size for layer in layers.values())
+    assert sum(layer.kept for layer in layers.values()) == total // 4
+
+
+def test_the_metric_itself_may_be_the_budget(small: Path) -> None:
+    config = settings(target={"min_metric": 0.9, "trials": 3, "growth": 2.0})
+    result = run(small, config=config)
+    assert all((t.metric >= 0.9) == t.accepted for t in result.trials)
+
+
+def test_an_impossible_budget_is_said_with_the_remedy(small: Path) -> None:
+    config = settings(target={"max_drop": -200, "trials": 2})
+    with pytest.raises(TrainingError, match=r"the nearest had a drop of.*--max-drop"):
+        run(small, config=config)
+    assert not (small / "out.onnx").exists()
+    assert len(read_trials(small / "out.run")) == 2
+
+
+def test_a_search_without_held_out_rows_is_refused(small: Path) -> None:
+    with pytest.raises(ConfigError, match="held-out"):
+        run(small, config=settings(data={"batch": 16, "holdout": 0}))
+
+
+def test_another_trial_can_be_picked_afterwards(small: Path) -> None:
+    first = run(small)
+    picked = run(small, "other.onnx", run_dir=first.run_dir, resume=True, pick=0)
+    assert sum(layer.kept for layer in picked.layers) == first.trials[0].kept
+    assert picked.check.ok
+    with pytest.raises(ConfigError, match="trial 99: expected one of"):
+        run(small, "other.onnx", run_dir=first.run_dir, resume=True, pick=99)
+
+
+def test_a_finished_search_makes_place_and_an_unfinished_one_does_not(small: Path) -> None:
+    first = run(small)
+    again = run(small)
+    assert rows(again.run_dir) == rows(first.run_dir)
+    path = first.run_dir / TRIALS
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+    with pytest.raises(CheckpointError, match=r"unfinished search.*--resume"):
+        run(small)
+
+
+def test_a_resumed_search_ends_as_if_it_had_never_stopped(small: Path) -> None:
+    whole = run(small, "whole.onnx")
+    part = run(small, "part.onnx")
+    path = part.run_dir / TRIALS
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][: len(lines[1]) // 2])  # killed while it wrote
+    resumed = run(small, "part.onnx", resume=True)
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    assert rows(resumed.run_dir) == rows(whole.run_dir)
+
+
+def test_a_trial_that_diverges_is_rolled_back_and_retried(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finite = Run._look
+    gentle = []
+
+    def look(self: Run, rate: float, *rest: object) -> None:
+        if self.config.train.iterations == 120 and self.surgery.kept() < 100:
+            with torch.no_grad():
+                next(iter(self.weights.values())).weight.fill_(float("nan"))
+            self.journal.loss_sum.fill_(float("nan"))
+        gentle.append(self.config.solver.lr)
+        finite(self, rate, *rest)
+
+    monkeypatch.setattr(Run, "_look", look)
+    result = run(small, config=settings(target={"compression": 8}))
+    assert [t.metric is None for t in result.trials] == [True, False]
+    assert "rolled back" in result.trials[0].note
+    assert result.trials[1].plan.gentle == 1
+    assert gentle[-1] == pytest.approx(0.025)
+    assert result.check.ok
+
+
+def test_channels_make_a_truly_smaller_graph(small: Path) -> None:
+    config = settings(target={"compression": 3}, surgery={"granularity": "channel"},
+                      layer=[{"match": "fc2", "prune": False}])  # fmt: skip
+    result = run(small, config=config, format="dense", drop_dead=True)
+    before = {i.name: i.dims for i in onnx.load(small / "net.onnx").graph.initializer}
+    after = {i.name: i.dims for i in onnx.load(result.path).graph.initializer}
+    assert np.prod(after["fc1.w"]) < 0.5 * np.prod(before["fc1.w"])
+    assert result.check.ok
+
+
+@pytest.mark.parametrize(("granularity", "group"), [("1x4", 4), ("2:4", 4)])
+def test_groups_come_through_to_the_file(small: Path, granularity: str, group: int) -> None:
+    config = settings(target={"compression": 2.2}, surgery={"granularity": granularity},
+                      layer=[{"match": "fc2", "prune": False}])  # fmt: skip
+    result = run(small, config=config, format="dense")
+    model = onnx.load(result.path)
+    gemm = next(n for n in model.graph.node if n.name == "fc1")
+    w = next(numpy_helper.to_array(i) for i in model.graph.initializer if i.name == gemm.input[1])
+    rows_are_outputs = any(a.name == "transB" and a.i for a in gemm.attribute)
+    matrix = w if rows_are_outputs else w.T
+    counts = np.count_nonzero(matrix.reshape(len(matrix), -1, group), axis=2)
+    assert set(np.unique(counts)) <= ({0, 4} if granularity == "1x4" else {0, 1, 2})
+    assert result.check.ok
+
+
+def test_goals_that_cannot_be_are_refused() -> None:
+    class Layer:
+        def __init__(self, key: str) -> None:
+            self.key = key
+
+        def size(self) -> int:
+            return 100
+
+    layers = [Layer("a"), Layer("b")]
+    with pytest.raises(ConfigError, match="leave -30 for the layers"):
+        goals(layers, {"a": 0.5}, 0.1)  # type: ignore[list-item]
+
+
+class Crash(BaseException):
+    """The process is gone: nothing tidies up."""
+
+
+def test_a_search_that_crashes_again_and_again_ends_bit_for_bit(small: Path) -> None:
+    often = settings(
+        train={"iterations": 60, "log_every": 5, "checkpoint_seconds": 0.01},
+        target={"max_drop": 2.0, "growth": 2.0, "trials": 2},
+    )
+    whole = run(small, "whole.onnx", often)
+    rng = np.random.default_rng(3)
+    crashes = 0
+    while crashes < 99:
+        left = int(rng.integers(1, 12))
+
+        def observe(progress: object) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Crash
+
+        try:
+            run(small, "crashed.onnx", often, resume=True, observe=observe)
+        except Crash:
+            crashes += 1
+            continue
+        break
+    assert crashes > 2
+    assert (small / "crashed.onnx").read_bytes() == whole.path.read_bytes()
+    assert rows(small / "crashed.run") == rows(whole.run_dir)
+    for one in whole.run_dir.glob("trial-*/*.safetensors"):
+        other = small / "crashed.run" / one.relative_to(whole.run_dir)
+        assert other.read_bytes() == one.read_bytes()
