@@ -31,7 +31,7 @@ from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingErro
 from dns_onnx.journal import Observer, packed, unpacked
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.surgery import LayerSurgery
-from dns_onnx.targets import Descent, Goal, TargetSurgery
+from dns_onnx.targets import Descent, Goal, TargetSurgery, least
 from dns_onnx.train import Run
 
 TRIALS = "trials.jsonl"
@@ -81,8 +81,11 @@ class Trial:
     layers: dict[str, int]
 
 
-def next_plan(trials: Sequence[Trial], target: Target) -> Plan | None:
-    """What to try after these trials; None when the search is over."""
+def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf) -> Plan | None:
+    """What to try after these trials; None when the search is over.
+
+    highest: the compression at which each layer keeps the least that it may.
+    """
     if trials and trials[-1].metric is None and trials[-1].plan.gentle < GENTLER:
         last = trials[-1].plan
         return Plan(last.ratio, last.parent, last.gentle + 1)
@@ -95,7 +98,9 @@ def next_plan(trials: Sequence[Trial], target: Target) -> Plan | None:
     above = [t.plan.ratio for t in trials if not t.accepted and t.plan.ratio > low]
     parent = best.trial if best else None
     if not above:
-        return Plan(low * target.growth, parent)
+        if low * target.precision >= highest:
+            return None
+        return Plan(min(low * target.growth, highest), parent)
     if min(above) / low <= target.precision:
         return None
     return Plan(math.sqrt(low * min(above)), parent)
@@ -123,6 +128,7 @@ class Search:
         self.original, self.reference = original, reference
         self.folder, self.target = run.folder, run.config.target
         self.first = _state(run)
+        self.highest = run.surgery.size() / sum(map(least, run.surgery))
         self.trials: list[Trial] = []
 
     # ------------------------------------------------------------------ the search
@@ -133,7 +139,7 @@ class Search:
         tell: called with each finished trial.
         Raises TrainingError where no trial was within the budget.
         """
-        while (plan := next_plan(self.trials, self.target)) is not None:
+        while (plan := next_plan(self.trials, self.target, self.highest)) is not None:
             trial = self._try(plan, observe)
             self._record(trial)
             tell(trial)
@@ -248,7 +254,8 @@ class Search:
             return distributed.wait()
         found = read_trials(self.folder)
         folders = sorted(self.folder.glob("trial-*"))
-        if len(folders) > len(found) or (found and next_plan(found, self.target) is not None):
+        begun = len(folders) > len(found)
+        if begun or (found and next_plan(found, self.target, self.highest) is not None):
             raise CheckpointError(
                 f"{self.folder}: holds an unfinished search of {len(found)} trials; go on with "
                 "--resume, choose another --run-dir, or remove the folder"

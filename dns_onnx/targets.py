@@ -224,7 +224,7 @@ def thresholds(
     found = []
     for layer, top in zip(layers, tops, strict=True):
         # the highest price that still leaves the layer its few, cut ones that must come back too
-        highest = _edge((top >= _least(layer)).sum() - 1) / UPPER_EDGE
+        highest = _edge((top >= least(layer)).sum() - 1) / UPPER_EDGE
         found.append(torch.minimum(price, highest) / scales[layer.key])
     return found
 
@@ -245,7 +245,7 @@ def keep_dearest(layers: Sequence[LayerSurgery], scales: Mapping[str, Tensor], w
         price = torch.cat(found) * scales[layer.key]
         size = torch.cat([torch.full_like(x, p[2].size(p[0].weight))
                           for x, p in zip(found, layer.parts(), strict=True)])  # fmt: skip
-        first = price.topk(math.ceil(_least(layer) / int(size.max()))).indices
+        first = price.topk(math.ceil(least(layer) / int(size.max()))).indices
         prices.append(price.scatter(0, first, math.inf))
         sizes.append(size)
     order = torch.cat(prices).argsort(descending=True, stable=True)
@@ -261,7 +261,7 @@ def keep_dearest(layers: Sequence[LayerSurgery], scales: Mapping[str, Tensor], w
                 mask.copy_(groups)
 
 
-def _least(layer: LayerSurgery) -> int:
+def least(layer: LayerSurgery) -> int:
     """Entries of a layer that are never cut."""
     return max(math.ceil(LEAST_SHARE * layer.size()), 1)
 

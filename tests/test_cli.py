@@ -68,7 +68,7 @@ def test_compress_writes_model_report_and_run_folder(small: Path, cli) -> None:
     assert {row["name"] for row in report["tensors"]} >= {"fc1.w", "fc2.w"}
     assert "## Layers" in (small / "rep" / "report.md").read_text()
     assert "--seed 3" in (small / "rep" / "index.html").read_text()
-    assert (small / "small.run" / "log.jsonl").exists()
+    assert (small / "small.run" / "trial-000" / "log.jsonl").exists()
 
 
 @pytest.mark.parametrize("format", ["csr", "portable", "coo", "dense"])
@@ -112,6 +112,7 @@ def test_narrow_values_and_dropped_units(small: Path, cli, values: str) -> None:
     code, out, err = cli(
         "compress", small / "net.onnx", "-o", small / "o.onnx", "--values", values, "--train",
         small / "train.npz", "--drop-dead", "--iterations", "300",
+        "--compression", "9",
     )  # fmt: skip
     assert code == 0, out + err
     assert "units before" in out

@@ -119,7 +119,7 @@ def test_first_masks(small: Path) -> None:
     mask[:, 0] = True
     np.save(small / "mask.npy", mask)
     config = settings(
-        surgery={"iter_stop": 0},
+        surgery={"c_rate": 0.0, "iter_stop": 0},
         layer=[{"match": "fc1", "weight_mask": f"{small}/mask.npy", "bias_mask": "cut"}],
     )
     found = weights(run(small, config=config).path)

@@ -51,6 +51,13 @@ def test_any_limit_is_found_to_the_precision(limit: float) -> None:
     assert limit / accepted <= 1.02
 
 
+def test_no_layer_is_asked_to_keep_less_than_it_may() -> None:
+    trials = [trial(0, 4, True), trial(1, 16, True)]
+    assert next_plan(trials, Target(), highest=40.0) == Plan(40, 1)
+    trials.append(trial(2, 40, True))
+    assert next_plan(trials, Target(), highest=40.0) is None
+
+
 def test_the_number_of_trials_is_bounded() -> None:
     assert len(told(100.0, Target(trials=3))) == 3
 
