@@ -69,6 +69,9 @@ def prepare_run(
     surgery = Surgery([_operated(layer, weights, config) for layer in chosen], config.seed)
     biases = {layer.bias for layer in found if layer.bias}
     if config.train.shard and distributed.size() > 1:
+        if not config.has_thresholds:
+            raise ConfigError("train.shard: expected thresholds (c_rate), got a target; a target's "
+                              "prices compare all weights in one place")  # fmt: skip
         if any(not isinstance(layer.grain, Elements) for layer in surgery):
             raise ConfigError("train.shard: expected granularity element, got groups of entries; "
                               "train without it")  # fmt: skip

@@ -29,6 +29,7 @@ from dns_onnx.config import Config, Target
 from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
 from dns_onnx.journal import Observer, packed, unpacked
+from dns_onnx.masks import whole
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.surgery import LayerSurgery
 from dns_onnx.targets import Descent, Goal, TargetSurgery, least
@@ -344,18 +345,19 @@ def _state(run: Run) -> dict[str, Tensor]:
     """Weights and masks, copied to the CPU; masks as bits."""
     found = {}
     for name, holder in run.weights.items():
-        found[f"weight.{name}"] = holder.weight.detach().cpu().clone()
+        found[f"weight.{name}"] = whole(holder.weight.detach()).cpu().clone()
         if holder.mask is not None:
-            found[f"mask.{name}"] = packed(holder.mask)
+            found[f"mask.{name}"] = packed(whole(holder.mask))
     return found
 
 
 @torch.no_grad()
 def _restore(run: Run, state: dict[str, Tensor]) -> None:
     for name, holder in run.weights.items():
-        holder.weight.copy_(state[f"weight.{name}"])
+        holder.weight.copy_(distributed.like(state[f"weight.{name}"], holder.weight))
         if holder.mask is not None:
-            holder.mask.copy_(unpacked(state[f"mask.{name}"], holder.mask))
+            mask = unpacked(state[f"mask.{name}"], holder.mask)
+            holder.mask.copy_(distributed.like(mask, holder.mask))
 
 
 def _save(run: Run, folder: Path) -> None:
