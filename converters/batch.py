@@ -1,7 +1,7 @@
 """Free the batch axis of a model whose exporter fixed it.
 
 Many files take one sample at a time: the inputs say so, and so do constants deeper in the graph
-(batch_shapes.py).  Both are changed in a copy that is trained; the file that is written
+(batch_axis.py).  Both are changed in a copy that is trained; the file that is written
 back keeps the original's shapes.  The change counts only once a run has proven it.
 """
 
@@ -15,11 +15,9 @@ import torch
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 from torch import Tensor
 
-from dns_onnx.converters.batch_shapes import free_reshapes, free_sizes
+from dns_onnx.converters.batch_axis import BatchAxis
 from dns_onnx.converters.dtypes import torch_dtype
 from dns_onnx.converters.importer import import_model
-from dns_onnx.converters.reader import infer_shapes
-from dns_onnx.converters.values import Shape, type_table
 from dns_onnx.errors import DnsOnnxError
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -55,25 +53,14 @@ def free_batch(model: ModelProto, *, seed: int = 0) -> FreedBatch:
     if len(sizes) > 1 or None in sizes:
         return FreedBatch(model, 0, "the inputs do not share one batch size")
     size = int(sizes.pop() or 0)
-    types = type_table_of(model)
     freed = ModelProto()
     freed.CopyFrom(model)
-    inputs = _data_inputs(freed.graph)
-    for info in inputs:
-        info.type.tensor_type.shape.dim[0].dim_param = "batch"
-    free_reshapes(freed.graph, types, size)
-    del freed.graph.value_info[:]
+    try:
+        BatchAxis(freed, _data_inputs(freed.graph), size).free()
+    except (DnsOnnxError, ValueError, IndexError, TypeError) as error:
+        return FreedBatch(model, size, f"its shapes cannot be followed: {error}")
     reason = _disproof(model, freed, size, seed)
-    if reason:  # some rows are written down for one batch; the first reason is the one to tell
-        free_sizes(freed.graph, types, size, inputs[0].name)
-        reason = reason if _disproof(model, freed, size, seed) else ""
     return FreedBatch(model if reason else freed, size, reason)
-
-
-def type_table_of(model: ModelProto) -> dict[str, tuple[int, Shape | None]]:
-    """Name -> (element type, shape) of every value that shape inference knows."""
-    graph = infer_shapes(model).graph
-    return type_table([*graph.value_info, *graph.output, *graph.input])
 
 
 def _data_inputs(graph: GraphProto) -> list[ValueInfoProto]:

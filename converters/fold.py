@@ -30,6 +30,7 @@ def fold(builder: Builder, step: Step) -> None:
     needs it, it is computed in the graph, from its holders.
     """
     results: list[Any] = []
+    trained = False  # once is enough: through diamonds of such nodes the ways grow exponentially
 
     def compute(index: int) -> Any:
         if not results:
@@ -37,9 +38,11 @@ def fold(builder: Builder, step: Step) -> None:
         return results[index]
 
     def emit(value: Value, use: str) -> fx.Node:
+        nonlocal trained
+        known, trained = trained, trained or use == "train"
         if value.node is None:
             emit_node(builder, step, use)
-        elif use == "train":
+        elif use == "train" and not known:
             for operand in step.operands:
                 if operand is not None and operand.trainable and operand.node is not None:
                     builder.tensor(operand, use)

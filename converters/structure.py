@@ -30,7 +30,8 @@ _DEEPEST = 32
 _PACKED = {21: 4, 22: 4, 23: 4, 25: 2, 26: 2, 27: 6, 28: 6}
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 _LARGEST = 2**62
-_RANK = 64  # more axes than any tensor has
+_NEED_TYPES = frozenset({"EyeLike", "RegexFullMatch"})
+_RANK = 8  # more axes than an operator that trusts its axis is ever given
 
 
 def check_structure(model: ModelProto, where: str) -> list[TensorProto]:
@@ -95,10 +96,17 @@ def _has_operands(node: NodeProto, opsets: Mapping[str, int]) -> bool:
     """Whether a node fits its schema, if it has one.
 
     Resize is exempt: files of opset 11 leave out an operand that only became optional later.
-    LabelEncoder never fits: its inference ends the process where its operand has no type.
+    Those of ai.onnx.ml never fit, and some others: their inference ends the process where an
+    operand has no type.
     """
-    wild = any(a.name == "axis" and not -_RANK <= a.i <= _RANK for a in node.attribute)
-    if wild or node.op_type == "LabelEncoder":
+    if node.domain == "ai.onnx.ml" or node.op_type in _NEED_TYPES:
+        return False
+    numbers = {a.name: a.i for a in node.attribute}
+    wild = any(not -_RANK <= numbers.get(name, 0) <= _RANK for name in ("axis", "batch_dims"))
+    wild |= node.op_type == "Split" and numbers.get("num_outputs", len(node.output)) != len(
+        node.output
+    )
+    if wild:
         return False
     try:
         schema = defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)

@@ -93,6 +93,91 @@ def test_a_resize_follows_the_batch_but_not_one_of_a_weight() -> None:
     assert import_model(freed.model)(torch.zeros(3, 2, 3, 4)).shape == (3, 2, 6, 8)
 
 
+def weights() -> dict[str, np.ndarray]:
+    return {"w": floats(1, 16, 4), "r": floats(1, 16, 4), "h": floats(1, 1, 4)}
+
+
+CONSTANTS = {
+    "concat": (
+        [helper.make_node("Concat", ["x", "pad"], ["y"], axis=1)],
+        (1, 3, 4),
+        {"pad": np.zeros((1, 2, 4), np.float32)},
+    ),
+    "resize": (
+        [helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode="nearest")],
+        (1, 3, 4, 4),
+        {"sizes": np.array([1, 3, 8, 8])},
+    ),
+    "state of an LSTM": (
+        [
+            helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+            helper.make_node("LSTM", ["t", "w", "r", "", "", "h", "h"], ["o"], hidden_size=4),
+            helper.make_node("Transpose", ["o"], ["y"], perm=[2, 0, 1, 3]),
+        ],
+        (1, 5, 4),
+        weights(),
+    ),
+    "heads": (
+        # attention that turns to [L, N, E]: heads go with the batch, rows are merged and parted
+        [
+            helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+            helper.make_node("Reshape", ["t", "split"], ["s"]),
+            helper.make_node("Transpose", ["s"], ["q"], perm=[1, 0, 2]),
+            helper.make_node("Transpose", ["q"], ["k"], perm=[0, 2, 1]),
+            helper.make_node("MatMul", ["q", "k"], ["a"]),
+            helper.make_node("MatMul", ["a", "q"], ["v"]),
+            helper.make_node("Transpose", ["v"], ["b"], perm=[1, 0, 2]),
+            helper.make_node("Reshape", ["b", "join"], ["j"]),
+            helper.make_node("Gemm", ["j", "g"], ["o"]),
+            helper.make_node("Reshape", ["o", "rows"], ["l"]),
+            helper.make_node("Transpose", ["l"], ["y"], perm=[1, 0, 2]),
+        ],
+        (1, 5, 8),
+        {
+            "split": np.array([5, 2, 4]),
+            "join": np.array([5, 8]),
+            "rows": np.array([5, 1, 8]),
+            "g": floats(8, 8),
+        },
+    ),
+    "shape that is cast": (
+        [
+            helper.make_node("Cast", ["s32"], ["s"], to=7),
+            helper.make_node("Reshape", ["x", "s"], ["y"]),
+        ],
+        (1, 3, 4),
+        {"s32": np.array([1, 12], np.int32)},
+    ),
+    "merged windows": (
+        [
+            helper.make_node("Reshape", ["x", "windows"], ["a"]),
+            helper.make_node("Transpose", ["a"], ["b"], perm=[0, 1, 3, 2, 4, 5]),
+            helper.make_node("Reshape", ["b", "flat"], ["c"]),
+            helper.make_node("Relu", ["c"], ["d"]),
+            helper.make_node("Reshape", ["d", "back"], ["y"]),
+        ],
+        (2, 4, 4, 3),
+        {
+            "windows": np.array([2, 2, 2, 2, 2, 3]),
+            "flat": np.array([8, 4, 3]),
+            "back": np.array([2, 48]),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONSTANTS)
+def test_what_repeats_the_batch_size_is_freed(case: str) -> None:
+    nodes, shape, held = CONSTANTS[case]
+    model, _ = graph_model(nodes, {"x": floats(*shape)}, held, ["y"], opset=13)
+    freed = free_batch(model)
+    assert (freed.reason, freed.size) == ("", shape[0])
+    rows = floats(3 * shape[0], *shape[1:])
+    together = import_model(freed.model)(torch.from_numpy(rows))
+    alone = [import_model(model)(torch.from_numpy(part)) for part in np.split(rows, 3)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
 def test_a_mean_over_the_batch_is_not_freed() -> None:
     node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=1)
     model, _ = graph_model([node], {"x": floats(1, 3)}, {}, ["y"], opset=13)
@@ -116,6 +201,7 @@ def test_an_open_batch_needs_nothing() -> None:
         ("vnn22_sri_resnet_a.onnx", 1),
         ("deeploy_cct_2_fp32_op20.onnx", 1),
         ("tinycnn_esp_int8.onnx", 1),
+        ("mediapipe_blazeface_front.onnx", 1),
     ],
 )
 def test_real_models(data_root: Path, file: str, size: int) -> None:
