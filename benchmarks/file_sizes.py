@@ -16,7 +16,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,11 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "MatMul": ((400, 250), (1000, 1000)),
     "Conv": ((106, 105, 3, 3), (340, 330, 3, 3), (512, 2048, 1, 1)),
 }
-# the paper's densities, layer by layer: 17.7 times fewer parameters
-ALEXNET = (0.54, 0.41, 0.29, 0.32, 0.32, 0.037, 0.066, 0.046)
-NETS: dict[str, tuple[float, ...]] = {
-    "bvlc_alexnet": ALEXNET,
-    "vgg19": (0.1,) * 19,
-    "resnet50": (0.1,) * 54,
+# densities layer by layer; AlexNet's are the paper's, 17.7 times fewer parameters
+NETS: dict[str, Iterable[float]] = {
+    "bvlc_alexnet": (0.54, 0.41, 0.29, 0.32, 0.32, 0.037, 0.066, 0.046),
+    "vgg19": repeat(0.1),
+    "resnet50": repeat(0.1),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
 import numpy as np
@@ -55,13 +55,18 @@ class TensorRow:
 
 @dataclass
 class _Candidate:
-    """A weight with the ways it could be written; `reason` as in TensorRow."""
+    """A weight with the ways it could be written; `reason` as in TensorRow.
+
+    refusal: why it cannot be stored sparse.  drafts: their figures; they hold no arrays and do not
+    write, so that a large model is planned in the memory of one weight.
+    """
 
     site: Site
     nnz: int
     dense_bytes: int
-    reason: str = ""
-    drafts: list[Draft] = field(default_factory=list)
+    refusal: str
+    reason: str
+    drafts: list[Draft]
     chosen: Draft | None = None
 
 
@@ -102,47 +107,65 @@ class Plan:
 
     def write(self) -> None:
         """Store the weights in the model as planned."""
-        chosen = [(c.site, c.chosen) for c in self._candidates if c.chosen is not None]
+        chosen = [c for c in self._candidates if c.chosen is not None]
         if not chosen:
             return
-        functions = {name for _, draft in chosen for name in draft.functions}
-        prepare(self._model, self.format, functions, {site.name for site, _ in chosen})
-        for _, draft in reversed(chosen):  # each goes to the head of its graph: the last one first
-            draft.write()
+        functions = {name for c in chosen if c.chosen for name in c.chosen.functions}
+        prepare(self._model, self.format, functions, {c.site.name for c in chosen})
+        for candidate in reversed(chosen):  # each goes to the head of its graph: the last one first
+            self._writer(candidate).write()
 
     def _candidate(self, site: Site, min_sparsity: float | None) -> _Candidate:
         weight: Array = numpy_helper.to_array(site.tensor)
         nnz = int(np.count_nonzero(is_kept(weight))) if weight.size else 0
         dense_bytes = tensor_bytes(site.name, site.tensor.data_type, weight.shape)
-        candidate = _Candidate(site, nnz, dense_bytes, _refusal(weight, nnz, min_sparsity))
-        if self.format in ("csr", "portable") and weight.size and self._code != "float32":
-            stem = _stem(site.name, self._taken)
-            candidate.drafts += whole.drafts(site, weight, stem, self._code)
-        if not candidate.reason and self.format != "dense":
-            self._add_drafts(candidate, Matrix.from_dense(weight))
-        return candidate
+        refusal = _refusal(weight, nnz, min_sparsity)
+        drafts, reason = self._drafts(site, weight, refusal)
+        figures = [_figures(draft) for draft in drafts]
+        return _Candidate(site, nnz, dense_bytes, refusal, reason, figures)
 
-    def _add_drafts(self, candidate: _Candidate, matrix: Matrix) -> None:
-        """Every way to write the weight sparse in the format."""
+    def _writer(self, candidate: _Candidate) -> Draft:
+        """The chosen draft made anew, able to write."""
         site = candidate.site
+        drafts, _ = self._drafts(site, numpy_helper.to_array(site.tensor), candidate.refusal)
+        return next(draft for draft in drafts if _figures(draft) == candidate.chosen)
+
+    def _drafts(self, site: Site, weight: Array, refusal: str) -> tuple[list[Draft], str]:
+        """Every way to write the weight, and the reason that its row gives."""
         stem = _stem(site.name, self._taken)
+        found: list[Draft] = []
+        if self.format in ("csr", "portable") and weight.size and self._code != "float32":
+            found += whole.drafts(site, weight, stem, self._code)
+        if refusal or self.format == "dense":
+            return found, refusal
+        matrix, reason = Matrix.from_dense(weight), ""
         if self.format == "coo":
-            candidate.drafts += coo.drafts(site, matrix, self._opset)
+            found += coo.drafts(site, matrix, self._opset)
         elif self.format == "portable":
             for code in self._codes:
-                candidate.drafts += portable.drafts(site, matrix, stem, code)
+                found += portable.drafts(site, matrix, stem, code)
         elif site.tensor.data_type == TensorProto.DOUBLE:
-            candidate.reason = "the decoding computes in float32, which does not hold float64"
+            reason = "the decoding computes in float32, which does not hold float64"
         else:
-            use, candidate.reason = _kernel_use(site, matrix, stem, self._wants_kernel)
+            use, reason = _kernel_use(site, matrix, stem, self._wants_kernel)
             matrix = replace(matrix, one_row=sparse_use(site)[0] is None)
             for code in self._codes:
-                candidate.drafts += csr.drafts(site, matrix, stem, code, use, self._shapes)
-            if use is not None and all(d.operator in _WHOLE_WEIGHT for d in candidate.drafts):
-                candidate.reason = "its padding depends on the input size"
+                found += csr.drafts(site, matrix, stem, code, use, self._shapes)
+            if use is not None and all(d.operator in _WHOLE_WEIGHT for d in found):
+                reason = "its padding depends on the input size"
         if self._code != "float32":
-            _, refusal = coding(site, matrix, stem, self._code, rows=True)
-            candidate.reason = "; ".join(filter(None, [candidate.reason, refusal]))
+            _, narrow = coding(site, matrix, stem, self._code, rows=True)
+            reason = "; ".join(filter(None, [reason, narrow]))
+        return found, reason
+
+
+def _figures(draft: Draft) -> Draft:
+    """The draft without what it would write."""
+    return replace(draft, write=_nothing)
+
+
+def _nothing() -> None:
+    """What is left of a draft's writing once only its figures are kept."""
 
 
 def _refusal(array: Array, nnz: int, min_sparsity: float | None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
 from dns_onnx.converters.encodings.sites import all_graphs
@@ -94,12 +95,11 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
 def _write_external(model: ModelProto, target: Path) -> list[Path]:
     """Write the model with its large tensors in a data file; the model in memory stays whole."""
     data_path = target.with_name(f"{target.name}.{_content_hash(model.graph)}.data")
-    light = ModelProto()
-    light.CopyFrom(model)
+    light = _without_data(model)
     end = 0
     offsets: list[int | None] = []
-    for tensor in _tensors(light.graph):
-        size = len(tensor.raw_data)
+    for tensor, whole in zip(_tensors(light.graph), _tensors(model.graph), strict=True):
+        size = len(whole.raw_data)
         if size <= EXTERNAL_BYTES:
             offsets.append(None)
             continue
@@ -117,6 +117,29 @@ def _write_external(model: ModelProto, target: Path) -> list[Path]:
 
     _replace({data_path: write_data, target: lambda file: _write(file, head)})
     return [target, data_path]
+
+
+def _without_data(model: ModelProto) -> ModelProto:
+    """A copy of the model whose large initializers have no data: those are never copied."""
+    light = ModelProto()
+    _copy_fields(model, light, but="graph")
+    _copy_fields(model.graph, light.graph, but="initializer")
+    for tensor in model.graph.initializer:
+        external = len(tensor.raw_data) > EXTERNAL_BYTES
+        _copy_fields(tensor, light.graph.initializer.add(), but="raw_data" if external else "")
+    return light
+
+
+def _copy_fields(source: Message, target: Message, *, but: str) -> None:
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if isinstance(value, Message):
+            getattr(target, field.name).CopyFrom(value)
+        elif hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        else:
+            setattr(target, field.name, value)
 
 
 def _content_hash(graph: GraphProto) -> str:
