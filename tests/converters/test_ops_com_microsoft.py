@@ -17,7 +17,7 @@ from dns_onnx.errors import ModelError
 from dns_onnx.masks import holders
 
 from .cases.com_microsoft import CASES
-from .importer_models import assert_same, graph_model
+from .importer_models import assert_same
 
 MICROSOFT = "com.microsoft"
 # Written by the optimiser for other devices, or under an older name: no CPU kernel of their own.
@@ -31,22 +31,8 @@ def _name(key: str) -> str:
 
 
 def _model(key: str, held: Sequence[int] = ()) -> tuple[onnx.ModelProto, list[np.ndarray]]:
-    case = CASES[key]
-    labels = ["" if a is None else f"x{i}" for i, a in enumerate(case.inputs)]
-    outputs = [f"y{i}" for i in range(case.outputs)]
-    node = helper.make_node(
-        _name(key), labels, outputs, "node", domain=MICROSOFT, **case.attributes
-    )
-    weights = {labels[i] for i in held}
-    arrays = {n: np.asarray(a) for n, a in zip(labels, case.inputs, strict=True) if n}
-    return graph_model(
-        [node],
-        {n: a for n, a in arrays.items() if n not in weights},
-        {n: a for n, a in arrays.items() if n in weights},
-        outputs[: COMPARED.get(key)],
-        opset=21,
-        domain=MICROSOFT,
-    )
+    how = {"domain": MICROSOFT, "held": held, "shown": COMPARED.get(key)}
+    return CASES[key].model(_name(key), 21, **how)
 
 
 @pytest.mark.parametrize("key", CASES)

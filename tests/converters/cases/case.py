@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto
+from onnx import ModelProto, NodeProto, helper
 
-from tests.converters.importer_models import floats
+from tests.converters.importer_models import floats, graph_model
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,36 @@ class Case:
     expected: Callable[..., Any] | None = None
     idle: tuple[int, ...] = ()
     nodes: tuple[NodeProto, ...] = ()
+
+    def model(
+        self,
+        name: str,
+        opset: int,
+        *,
+        domain: str = "",
+        held: Sequence[int] | None = None,
+        shown: int | None = None,
+        **attributes: Any,
+    ) -> tuple[ModelProto, list[np.ndarray]]:
+        """The case as a model of one node, and its feeds.
+
+        held: instead of the case's own.  shown: how many outputs the graph has, default all.
+        attributes: further ones.
+        """
+        labels = ["" if a is None else f"x{i}" for i, a in enumerate(self.inputs)]
+        outputs = [f"y{i}" for i in range(self.outputs)]
+        how = {**self.attributes, **attributes}
+        node = helper.make_node(name, labels, outputs, "node", domain=domain, **how)
+        weights = {labels[i] for i in (self.held if held is None else held)}
+        arrays = {n: np.asarray(a) for n, a in zip(labels, self.inputs, strict=True) if n}
+        return graph_model(
+            self.nodes or [node],
+            {n: a for n, a in arrays.items() if n not in weights},
+            {n: a for n, a in arrays.items() if n in weights},
+            outputs[:shown],
+            opset=opset,
+            domain=domain,
+        )
 
 
 Maker = Callable[[int], "Case | list[Case]"]

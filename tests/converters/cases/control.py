@@ -173,11 +173,7 @@ def _constant(version: int) -> list[Case]:
     return cases
 
 
-def _certain(function: Any, **attributes: Any) -> Maker:
-    """Draws from a distribution of one value."""
-    return fixed(expected=function, **attributes)
-
-
+# Random numbers are drawn from distributions of one value.
 _LIKE = floats(2, 3)
 _SURE = np.float32([[-999, 0, -999], [0, -999, -999]])
 
@@ -192,11 +188,15 @@ CASES: dict[str, Maker] = {
     "OptionalGetElement": _optional("OptionalGetElement", lambda x: x),
     "OptionalHasElement": _optional("OptionalHasElement", lambda x: np.array(True)),
     "Constant": _constant,
-    "RandomNormal": _certain(
-        lambda: np.full((2, 3), 4, np.float64), shape=[2, 3], mean=4.0, scale=1e-9, dtype=11
+    "RandomNormal": fixed(
+        expected=lambda: np.full((2, 3), 4, np.float64),
+        shape=[2, 3],
+        mean=4.0,
+        scale=1e-9,
+        dtype=11,
     ),
-    "RandomUniform": _certain(
-        lambda: np.full((2, 3), 4, np.float32), shape=[2, 3], low=4.0, high=4.000001
+    "RandomUniform": fixed(
+        expected=lambda: np.full((2, 3), 4, np.float32), shape=[2, 3], low=4.0, high=4.000001
     ),
     "RandomNormalLike": fixed(
         _LIKE, expected=lambda x: np.full((2, 3), 4, np.float64), mean=4.0, scale=1e-9, dtype=11
