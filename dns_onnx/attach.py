@@ -48,6 +48,12 @@ class TrainingGraph(nn.Module):
                 return list(graph(*arrays))
             except torch.OutOfMemoryError as error:
                 raise TrainingError(f"out of memory: {error}; lower data.batch") from error
+            except IndexError as error:  # a token, class or time step that the model does not have
+                raise DataError(
+                    f"the model does not run on these rows: {str(error).splitlines()[0]}; "
+                    "an entry of an integer input is beyond a table of the model "
+                    f"({_ranges(arrays)})"
+                ) from error
             except RuntimeError as error:
                 shapes = [list(x.shape) for x in arrays]
                 raise DataError(
@@ -56,6 +62,11 @@ class TrainingGraph(nn.Module):
                 ) from error
 
         return self.feeding.run(compute, inputs, torch)
+
+
+def _ranges(arrays: Sequence[Tensor]) -> str:
+    whole = [x for x in arrays if not x.is_floating_point() and x.numel()]
+    return ", ".join(f"{int(x.min())} to {int(x.max())}" for x in whole)
 
 
 def _readable(graph: fx.GraphModule, heads: Sequence[Head]) -> fx.GraphModule:

@@ -278,8 +278,18 @@ def prepare(
         x = raw[spec.name]
         if spec.name == chosen:
             x = _normalise(x, preprocess)
-        ready[spec.name] = _fit(x, spec, where).astype(spec.dtype, copy=False)
+        ready[spec.name] = _cast(_fit(x, spec, where), spec, where)
     return ready
+
+
+def _cast(x: Array, spec: InputSpec, where: str) -> Array:
+    """The rows in the input's type; fractions do not become integers without a word."""
+    fraction = spec.dtype.kind in "iu" and x.dtype.kind == "f" and (x % 1 != 0).any()
+    if fraction:
+        raise DataError(
+            f"{where}: '{spec.name}': expected {spec.dtype} rows, got {x.dtype} with fractions"
+        )
+    return x.astype(spec.dtype, copy=False)
 
 
 def _normalise(x: Array, p: Preprocess) -> Array:

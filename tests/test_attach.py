@@ -55,6 +55,19 @@ def test_a_graph_ends_where_it_is_told_and_leaves_the_whole_as_it_was() -> None:
         ending_at(graph, ["t"])
 
 
+def test_a_token_beyond_the_table_is_told_as_a_fault_of_the_data() -> None:
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", 2])
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2, 3])
+    table = numpy_helper.from_array(np.ones((5, 3), np.float32), "table")
+    node = helper.make_node("Gather", ["table", "ids"], ["y"])
+    model = helper.make_model(helper.make_graph([node], "g", [ids], [made], [table]))
+    head = Head("y", "y", "values")
+    training = TrainingGraph(import_model(model), [head], Feeding((0,), None))
+    assert training(torch.tensor([[0, 4]]))[0].shape == (1, 2, 3)
+    with pytest.raises(DataError, match=r"beyond a table of the model \(1 to 5\)"):
+        training(torch.tensor([[1, 5]]))
+
+
 def test_the_loss_attaches_before_what_users_read() -> None:
     graph = import_model(branching())
     training = TrainingGraph(graph, [Head("s", "z", "classes")], Feeding((0, None), None))

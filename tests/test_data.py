@@ -98,6 +98,16 @@ def test_rows_are_reshaped_where_only_axes_differ() -> None:
         wrong.take(np.arange(2))
 
 
+def test_fractions_do_not_become_tokens_without_a_word() -> None:
+    tokens = [InputSpec("ids", np.dtype(np.int64), (None, 2))]
+    whole = ArrayDataset(tokens, {"ids": np.array([[3.0, 4.0]])}, None, AS_IS, "t")
+    assert whole.take(np.arange(1)).inputs["ids"].tolist() == [[3, 4]]
+    with pytest.raises(DataError, match=r"d\.npz: 'ids': expected int64 rows, got float64 with"):
+        ArrayDataset(tokens, {"ids": np.array([[3.0, 4.5]])}, None, AS_IS, "d.npz").take(
+            np.arange(1)
+        )
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_infinity_name_their_row(bad: float) -> None:
     x = np.zeros((5, 4), np.float32)
