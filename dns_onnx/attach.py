@@ -58,7 +58,8 @@ class TrainingGraph(nn.Module):
                 shapes = [list(x.shape) for x in arrays]
                 raise DataError(
                     f"the model does not run on inputs of shape {shapes}: "
-                    f"{str(error).splitlines()[0]}"
+                    f"{str(error).splitlines()[0]}; if it takes one row at a time, set "
+                    "data.batch = 1"
                 ) from error
 
         return self.feeding.run(compute, inputs, torch)
