@@ -55,14 +55,14 @@ print(json.dumps(row))
 
 
 def shapes(nbytes: int) -> dict[str, tuple[int, ...]]:
-    """Weights of about `nbytes` in float32: four convolutions, then eight square products."""
+    """Weights of about `nbytes` in float32: four convolutions, one product, then eight square ones."""
     entries = nbytes // 4
     channels = math.isqrt(entries // (GEMMS + 1) // CONVS // 9)
     width = math.isqrt(entries // (GEMMS + 1))
     found: dict[str, tuple[int, ...]] = {}
     for i in range(CONVS):
         found[f"conv{i}.w"] = (channels, channels, 3, 3)
-    for i in range(GEMMS):
+    for i in range(GEMMS + 1):
         found[f"gemm{i}.w"] = (width, width if i else channels)
     return found
 
