@@ -55,7 +55,7 @@ print(json.dumps(row))
 
 
 def shapes(nbytes: int) -> dict[str, tuple[int, ...]]:
-    """Weights of about `nbytes` in float32: four convolutions, one product, then eight square ones."""
+    """Weights of about `nbytes` in float32: four convolutions, one product, eight square ones."""
     entries = nbytes // 4
     channels = math.isqrt(entries // (GEMMS + 1) // CONVS // 9)
     width = math.isqrt(entries // (GEMMS + 1))

@@ -126,9 +126,14 @@ def proto_to_torch(proto: TensorProto) -> Tensor | np.ndarray:
         return _read(proto, info) if plain and "copied" in info else to_torch(_mapped(proto, info))
     if plain and proto.HasField("raw_data"):
         # into memory of torch's own, which is aligned for its kernels
-        made = _empty(proto)
-        raw = np.frombuffer(proto.raw_data, _RAW[proto.data_type])
-        np.copyto(made.numpy(), raw.reshape(made.shape))
+        made, raw = _empty(proto), proto.raw_data
+        target = made.numpy()
+        if len(raw) != target.nbytes:
+            raise ValueError(
+                f"'{proto.name}': expected {target.nbytes} bytes of raw data for its dimensions "
+                f"{list(proto.dims)}, got {len(raw)}"
+            )
+        np.copyto(target, np.frombuffer(raw, _RAW[proto.data_type]).reshape(target.shape))
         return made
     return to_torch(numpy_helper.to_array(proto))
 

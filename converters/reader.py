@@ -11,7 +11,12 @@ from onnx import ModelProto, TensorProto, helper, inliner
 
 from dns_onnx.converters.encodings import is_encoded, to_dense
 from dns_onnx.converters.order import used_names
-from dns_onnx.converters.structure import all_sound, byte_length, check_structure
+from dns_onnx.converters.structure import (
+    all_sound,
+    byte_length,
+    check_structure,
+    is_sound,
+)
 from dns_onnx.converters.wire import Span, without_large_tensors
 from dns_onnx.errors import DnsOnnxError, ModelError
 
@@ -42,7 +47,7 @@ def read_model(
         path = Path(source)
         model, cut = _parse(path, load_data)
         where, folder = str(path), path.parent
-    external = check_structure(model, where)
+    external = check_structure(model, where, large=load_data)
     encoded = is_encoded(model)
     for tensor in external:
         _resolve_tensor(tensor, where, folder, cut, load_data or encoded)
@@ -199,10 +204,12 @@ def _without_large_tensors(model: ModelProto) -> ModelProto:
         else:
             target.initializer.append(tensor)
     for node in source.node:
-        held = next((a.t for a in node.attribute if a.HasField("t")), None)
-        if node.op_type == "Constant" and node.output and held is not None and _is_large(held):
+        held = None
+        if node.op_type == "Constant" and node.output:
+            held = next((a.t for a in node.attribute if a.HasField("t")), None)
+        if held is not None and _is_large(held):
             target.input.append(_typed(node.output[0], held))
-        elif all_sound([node], opsets):
+        elif is_sound(node, opsets):
             target.node.append(node)
     known = {i.name for i in target.input} | {t.name for t in target.initializer}
     known |= {name for node in target.node for name in node.output}

@@ -7,6 +7,7 @@ memory for dimensions that nothing backs, and follows a function that calls itse
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from math import prod
 
@@ -31,12 +32,14 @@ _PACKED = {21: 4, 22: 4, 23: 4, 25: 2, 26: 2, 27: 6, 28: 6}
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 _LARGEST = 2**62
 _NEED_TYPES = frozenset({"EyeLike", "RegexFullMatch"})
+_LARGE = 1 << 16
 _RANK = 8  # more axes than an operator that trusts its axis is ever given
 
 
-def check_structure(model: ModelProto, where: str) -> list[TensorProto]:
+def check_structure(model: ModelProto, where: str, *, large: bool = True) -> list[TensorProto]:
     """Check that a model has a graph, and that its tensors, bodies and functions are sound.
 
+    large: count the bytes of large raw data too, which copies them; else whoever reads them must.
     Returns its tensors with external data, which are looked at where they are read.
     Raises ModelError, naming the part.
     """
@@ -51,7 +54,7 @@ def check_structure(model: ModelProto, where: str) -> list[TensorProto]:
     _check_functions(model, where)
     external = []
     for tensor in chain(tensors(model.graph), *(node_tensors(f.node) for f in model.functions)):
-        _check_tensor(tensor, where)
+        _check_tensor(tensor, where, large)
         if tensor.data_location == TensorProto.EXTERNAL:
             external.append(tensor)
     return external
@@ -85,11 +88,19 @@ def all_sound(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> bool:
 
     ONNX's shape inference reads them without a look.
     """
-    return all(
-        _has_operands(node, opsets)
-        and all(all_sound(body.node, opsets) for a in node.attribute for body in _bodies(a))
-        for node in nodes
-    )
+    return all(is_sound(node, opsets) for node in nodes)
+
+
+def is_sound(node: NodeProto, opsets: Mapping[str, int]) -> bool:
+    """Whether a node, and those in its bodies, have all operands that shape inference counts on."""
+    if not _has_operands(node, opsets):
+        return False
+    for attribute in node.attribute:
+        if attribute.name in ("axis", "batch_dims") and not -_RANK <= attribute.i <= _RANK:
+            return False
+        if not all(all_sound(body.node, opsets) for body in _bodies(attribute)):
+            return False
+    return True
 
 
 def _has_operands(node: NodeProto, opsets: Mapping[str, int]) -> bool:
@@ -99,26 +110,36 @@ def _has_operands(node: NodeProto, opsets: Mapping[str, int]) -> bool:
     Those of ai.onnx.ml never fit, and some others: their inference ends the process where an
     operand has no type.
     """
-    if node.domain == "ai.onnx.ml" or node.op_type in _NEED_TYPES:
+    op_type, domain = node.op_type, node.domain
+    if domain == "ai.onnx.ml" or op_type in _NEED_TYPES:
         return False
-    numbers = {a.name: a.i for a in node.attribute}
-    wild = any(not -_RANK <= numbers.get(name, 0) <= _RANK for name in ("axis", "batch_dims"))
-    wild |= node.op_type == "Split" and numbers.get("num_outputs", len(node.output)) != len(
-        node.output
-    )
-    if wild:
+    if op_type == "Split" and _parts(node) != len(node.output):
         return False
-    try:
-        schema = defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
-    except defs.SchemaError:
+        return False
+    form = _form(op_type, opsets.get(domain, 1), domain)
+    if form is None:
         return True
-    if not schema.min_input <= len(node.input) <= schema.max_input:
+    inputs, outputs, needed = form
+    if len(node.input) not in inputs or len(node.output) not in outputs:
         return False
-    if not schema.min_output <= len(node.output) <= schema.max_output:
-        return False
+    return op_type == "Resize" or all(node.input[i] for i in needed)
+
+
+def _parts(node: NodeProto) -> int:
+    return next((a.i for a in node.attribute if a.name == "num_outputs"), len(node.output))
+
+
+@cache
+def _form(op_type: str, opset: int, domain: str) -> tuple[range, range, list[int]] | None:
+    """How many operands and results a schema allows, and which operands it must have."""
+    try:
+        schema = defs.get_schema(op_type, opset, domain)
+    except defs.SchemaError:
+        return None
     single = defs.OpSchema.FormalParameterOption.Single
     needed = [i for i, formal in enumerate(schema.inputs) if formal.option == single]
-    return node.op_type == "Resize" or all(node.input[i] for i in needed)
+    inputs = range(schema.min_input, schema.max_input + 1)
+    return inputs, range(schema.min_output, schema.max_output + 1), needed
 
 
 def byte_length(tensor: TensorProto) -> int:
@@ -138,16 +159,15 @@ def _sparse_tensors(attribute: AttributeProto) -> Iterator[SparseTensorProto]:
     yield from attribute.sparse_tensors
 
 
-def _bodies(attribute: AttributeProto) -> Iterator[GraphProto]:
-    if attribute.HasField("g"):
-        yield attribute.g
-    yield from attribute.graphs
+def _bodies(attribute: AttributeProto) -> list[GraphProto]:
+    own = [attribute.g] if attribute.HasField("g") else []
+    return [*own, *attribute.graphs] if attribute.graphs else own
 
 
-def _check_tensor(tensor: TensorProto, where: str) -> None:
+def _check_tensor(tensor: TensorProto, where: str, large: bool) -> None:
     at = f"{where}: tensor '{tensor.name}'"
     dims = list(tensor.dims)
-    if any(dim < 0 for dim in dims):
+    if min(dims, default=0) < 0:
         raise ModelError(f"{at}: expected dimensions of at least 0, got {dims}")
     if prod(dims) > _LARGEST:
         raise ModelError(f"{at}: expected a size that memory can hold, got dimensions {dims}")
@@ -160,6 +180,8 @@ def _check_tensor(tensor: TensorProto, where: str) -> None:
     if tensor.data_location == TensorProto.EXTERNAL:
         return
     if tensor.HasField("raw_data") and tensor.data_type != TensorProto.STRING:
+        if wanted > _LARGE and not large:
+            return
         got, unit = len(tensor.raw_data), "bytes"
     else:
         field = helper.tensor_dtype_to_field(tensor.data_type)
