@@ -115,7 +115,6 @@ def _has_operands(node: NodeProto, opsets: Mapping[str, int]) -> bool:
         return False
     if op_type == "Split" and _parts(node) != len(node.output):
         return False
-        return False
     form = _form(op_type, opsets.get(domain, 1), domain)
     if form is None:
         return True
@@ -126,6 +125,7 @@ def _has_operands(node: NodeProto, opsets: Mapping[str, int]) -> bool:
 
 
 def _parts(node: NodeProto) -> int:
+    """How many results a Split names."""
     return next((a.i for a in node.attribute if a.name == "num_outputs"), len(node.output))
 
 
