@@ -22,7 +22,7 @@ Run = Callable[[], Any]
 
 SEED = 0
 REPEATS, WARMING = 5, 2  # runs of a contender before the next one's turn; uncounted ones
-LEAST_ROUNDS = 5
+LEAST_ROUNDS = 3
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 

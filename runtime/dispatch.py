@@ -31,9 +31,11 @@ from dns_onnx.runtime.sites import (
     DOMAIN,
     OPERATORS,
     STEM,
+    Array,
     SparseLayer,
     Tensors,
     graphs,
+    positions,
     sparse_layers,
 )
 
@@ -41,7 +43,7 @@ FOLDED = "Folded"  # suffix of the function copies
 SURE = 0.15  # below this density the sparse kernel wins on every machine
 SMALL = 1 << 16  # entries of a dense weight below which a layer's density tells nothing
 GAIN = 0.97  # of the dense net's time, that the sparse one must stay below
-_SECONDS, _ROUNDS, _MOST_ROUNDS = 1.0, 5, 200  # of measuring: at least both of the first two
+_SECONDS, _ROUNDS, _MOST_ROUNDS = 1.0, 7, 200  # of measuring: at least both of the first two
 _OTHER = {"Conv": "CsrConv", "Gemm": "CsrGemm", "MatMul": "CsrMatMul"}
 
 Open = Callable[[bytes], ort.InferenceSession]
@@ -144,9 +146,7 @@ def _unfold(layer: SparseLayer, tensors: Tensors) -> None:
     node, reader = layer.node, layer.reader
     if reader is None:
         return
-    operands = list(node.input)
-    if node.op_type == "BitmaskToDense":
-        operands = [operands[0], *_indices(layer, tensors), operands[2]]
+    operands = [node.input[0], *_indices(layer, tensors), node.input[-1]]
     left = reader.op_type == "MatMul" and reader.input[0] == node.output[0]
     others = list(reader.input)
     others.remove(node.output[0])
@@ -158,19 +158,22 @@ def _unfold(layer: SparseLayer, tensors: Tensors) -> None:
 
 
 def _indices(layer: SparseLayer, tensors: Tensors) -> tuple[str, str]:
-    """Names of col_indices and row_ptr for a weight whose places are stored as bits."""
-    mask, shape = (tensors.array(name) for name in layer.node.input[1:3])
-    if mask is None or shape is None:
-        raise ModelError(f"{layer.name}: expected constants before BitmaskToDense, got none")
-    bits = np.unpackbits(mask, bitorder="little")[: layer.size].reshape(int(shape[0]), -1)
-    arrays = {
-        "col_indices": np.nonzero(bits)[1].astype(np.int32),
-        "row_ptr": np.concatenate(([0], np.cumsum(bits.sum(axis=1, dtype=np.int64)))),
+    """Names of col_indices and row_ptr, made anew from where the weight's entries are stored."""
+    made = {node.output[0]: node for node in layer.graph.node if node.output}
+    found = positions(layer.node, made, tensors)
+    shape = tensors.array(layer.node.input[-1])
+    if found is None or shape is None:
+        raise ModelError(f"{layer.name}: expected constants before {layer.node.op_type}, got none")
+    places, rows = found(), int(shape[0])
+    width = layer.size // rows
+    arrays: dict[str, Array] = {
+        "columns": (places % width).astype(np.int32),
+        "rows": np.searchsorted(places, np.arange(rows + 1) * width),
     }
     stem = layer.node.output[0]
     for name, array in arrays.items():
-        layer.graph.initializer.append(numpy_helper.from_array(array, f"{stem}.{name}"))
-    return f"{stem}.col_indices", f"{stem}.row_ptr"
+        layer.graph.initializer.append(numpy_helper.from_array(array, f"{stem}.kernel.{name}"))
+    return f"{stem}.kernel.columns", f"{stem}.kernel.rows"
 
 
 def _name_functions(model: onnx.ModelProto) -> None:
@@ -210,7 +213,8 @@ def _measured(
     sessions: list[ort.InferenceSession] = []
     if not isinstance(ratios, list) or len(ratios) != len(forms):
         sessions = [open_(form) for form in forms]
-        ratios = _ratios(sessions)
+        # on one thread the CPU's own time, which other programs do not lengthen
+        ratios = _ratios(sessions, time.process_time if threads == 1 else time.perf_counter)
         if ratios is None:  # then the layers' own figures are all there is
             return _chosen(list(forms.values())[-1], "by the layers' densities")
         remember(key, {"ratios": ratios})
@@ -220,7 +224,9 @@ def _measured(
     return _chosen(list(forms.values())[best], reason, sessions[best] if sessions else None)
 
 
-def _ratios(sessions: Sequence[ort.InferenceSession]) -> list[float] | None:
+def _ratios(
+    sessions: Sequence[ort.InferenceSession], clock: Callable[[], float]
+) -> list[float] | None:
     """Times over the first session's, in turn; None where no inputs can be made up."""
     if not shapes_are_known(sessions[0]):
         return None
@@ -230,9 +236,9 @@ def _ratios(sessions: Sequence[ort.InferenceSession]) -> list[float] | None:
     try:
         while rounds < _ROUNDS or (time.perf_counter() < end and rounds < _MOST_ROUNDS):
             for i, session in enumerate(sessions):
-                start = time.perf_counter()
+                start = clock()
                 session.run(None, feeds)
-                best[i] = min(best[i], time.perf_counter() - start)
+                best[i] = min(best[i], clock() - start)
             rounds += 1
     except Exception:  # made-up inputs may be none that the model takes
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,7 @@ def _layer(
         return None
     dims = [int(d) for d in shape]
     if reader is not None and not (
-        _has_rows(node, dims, tensors) and (len(dims) == 2 or reader.op_type == "Conv")
+        positions(node, made, tensors) and (len(dims) == 2 or reader.op_type == "Conv")
     ):
         return None
     size = math.prod(dims)
@@ -170,12 +170,32 @@ def _layer(
     return SparseLayer(graph, node, reader, _kind(dims, size, groups), stored / size, size)
 
 
-def _has_rows(node: onnx.NodeProto, dims: list[int], tensors: Tensors) -> bool:
-    """Whether a decoder's operands can be those of a sparse operator."""
+def positions(
+    node: onnx.NodeProto, made: Mapping[str, onnx.NodeProto], tensors: Tensors
+) -> Callable[[], Array] | None:
+    """What finds the entries that a decoder's weight stores, flattened; None where nothing can.
+
+    made: the nodes of the decoder's graph, by first output.
+    """
     if node.op_type == "BitmaskToDense":
-        return all(tensors.get(name) is not None for name in node.input[:2])
-    rows = tensors.get(node.input[2])  # one long row: for no sparse operator
-    return rows is not None and list(rows.dims) == [dims[0] + 1]
+        mask = tensors.array(node.input[1])
+        return (
+            None if mask is None else lambda: np.flatnonzero(np.unpackbits(mask, bitorder="little"))
+        )
+    rows = tensors.array(node.input[2])
+    if rows is None or len(rows) < 2:
+        return None
+    source = made.get(node.input[1])
+    gaps = source is not None and source.op_type == "GapsToIndices"
+    stored = tensors.array(source.input[0] if source is not None and gaps else node.input[1])
+    if stored is None:
+        return None
+    if gaps:
+        return lambda: np.cumsum(stored, dtype=np.int64)
+    shape = tensors.array(node.input[3])
+    width = 0 if shape is None else math.prod(int(d) for d in shape) // (len(rows) - 1)
+    counts: Array = rows[1:].astype(np.int64) - rows[:-1].astype(np.int64)
+    return lambda: stored + np.repeat(np.arange(len(counts)), counts) * width
 
 
 def _kind(dims: list[int], size: int, groups: int) -> str:

@@ -55,7 +55,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, limit: float, ratios: list[float] | No
     kinds = ("linear", "large linear", "conv", "pointwise")
     monkeypatch.setattr(dispatch, "SMALL", 1)
     monkeypatch.setattr(dispatch, "thresholds", lambda threads: dict.fromkeys(kinds, limit))
-    monkeypatch.setattr(dispatch, "_ratios", lambda sessions: ratios)
+    monkeypatch.setattr(dispatch, "_ratios", lambda sessions, clock: ratios)
 
 
 def stored_dense(density: float) -> bytes:
@@ -102,7 +102,7 @@ def test_net_that_does_not_gain_runs_dense(
         made = session(data, [CPU], native="require")
         assert made.dns_onnx.folded == folded
         close(made.run(None, {"X": x})[0], layer.run(x, sparse=False))
-        monkeypatch.setattr(dispatch, "_ratios", lambda sessions: pytest.fail("measured again"))
+        monkeypatch.setattr(dispatch, "_ratios", lambda *_: pytest.fail("measured again"))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,26 @@ def test_layer_stored_sparse_before_a_dense_node(
     close(made.run(None, {"X": x})[0], session(data, [CPU], native=False).run(None, {"X": x})[0])
 
 
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.4], ids=["indices", "gaps", "bitmask"])
+def test_sparse_left_side_of_a_matmul_runs_on_its_kernel(
+    density: float, monkeypatch: pytest.MonkeyPatch, make_pruned: Make, close: Make
+) -> None:
+    weight = make_pruned(np.random.default_rng(7), (90, 300), density)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["w", "X"], ["Y"], name="layer")],
+        "g",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [2, 300, 17])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    stub(monkeypatch, 0.5, [1.0, 0.5])
+    made = session(convert(model, "csr").model.SerializeToString(), [CPU], native="require")
+    assert made.dns_onnx.unfolded == ("layer",)
+    x = np.random.default_rng(1).standard_normal((2, 300, 17)).astype(np.float32)
+    close(made.run(None, {"X": x})[0], np.matmul(weight, x))
+
+
 def test_measured_net_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
     class Timed:
         """A session that takes its time."""
@@ -139,7 +159,7 @@ def test_measured_net_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None
             time.sleep(self.seconds)
 
     monkeypatch.setattr(dispatch, "_SECONDS", 0.0)
-    ratios = dispatch._ratios([Timed(0.004), Timed(0.001)])  # type: ignore[list-item]
+    ratios = dispatch._ratios([Timed(0.004), Timed(0.001)], time.perf_counter)  # type: ignore[list-item]
     assert ratios is not None
     assert ratios[0] == 1
     assert ratios[1] < 1
@@ -147,7 +167,7 @@ def test_measured_net_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_net_with_free_axes_is_not_measured(layer: Any) -> None:
     made = session(layer.model(sparse=False, rank=2), [CPU], native=False)
-    assert dispatch._ratios([made, made]) is None
+    assert dispatch._ratios([made, made], time.perf_counter) is None
 
 
 def test_external_data_are_found(

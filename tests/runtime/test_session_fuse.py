@@ -189,3 +189,31 @@ def test_followers_in_a_body_are_joined_too(close: Make) -> None:
         feeds = {"c": np.array(c), "x": x}
         want = run(model.SerializeToString(), feeds, native=False)
         close(run(chosen.data, feeds, native=True)[0], want[0])
+
+
+@pytest.mark.parametrize("choosing", [False, True], ids=["as_written", "joined"])
+def test_layer_in_a_loop_shares_its_weight_with_all_rounds(choosing: bool, close: Make) -> None:
+    text = (
+        "g (int64 i, bool c, float[1,40] s) => (c2, t)"
+        "{ c2 = Identity(c) a = Gemm(s, m, b) t = Relu(a) }"
+    )
+    body = build(text).graph
+    for value, kind in zip(body.output, (TensorProto.BOOL, TensorProto.FLOAT), strict=True):
+        shape = [] if kind == TensorProto.BOOL else [1, 40]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shape))
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)],
+        "outer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 40])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 40])],
+        [numpy_helper.from_array(np.array(3, np.int64), "n")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data = convert(model, "csr", wants_kernel=lambda *_: True).model.SerializeToString()
+    assert b"CsrGemm" in data
+    if choosing:
+        data = choose(data, None, 1, None).data or data
+        assert b"Relu" not in data
+    feeds = {"x": np.random.default_rng(5).standard_normal((1, 40)).astype(np.float32)}
+    want = run(model.SerializeToString(), feeds, native=False)
+    close(run(data, feeds, native=True)[0], want[0])
