@@ -59,6 +59,7 @@ def test_rows_that_stay_on_the_device_are_the_same() -> None:
         assert torch.equal(la["labels"], lb["labels"].cpu())
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize(
     "train",
     [{}, {"precision": "bfloat16"}, {"precision": "float16"}, {"compile": True}],

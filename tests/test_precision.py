@@ -81,6 +81,7 @@ def test_float32_scales_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own
 def test_a_compiled_graph_learns_the_same(small: Path) -> None:
     plain = run(small, "plain.onnx", config())
     compiled = run(small, "compiled.onnx", config(compile=True))
