@@ -16,7 +16,7 @@ from dns_onnx import compress, page
 from dns_onnx.config import load_config, parse_config
 from dns_onnx.errors import CheckpointError, ExportError
 from dns_onnx.journal import Change, Progress
-from dns_onnx.page.figures import undominated
+from dns_onnx.page.figures import _budget, undominated
 from dns_onnx.page.render import in_lines, numeric, render
 from dns_onnx.page.story import Story, gather, lineage, thinned
 from dns_onnx.page.svg import Axis, Plot, around
@@ -196,6 +196,7 @@ def test_the_front_of_a_search(searched: Story) -> None:
     assert [a["r"] for a in found.all("circle", "mark")].count("8") == 2
     assert "1 diverged and have no dot" in found.text
     assert "at least" in found.text
+    assert "The trials that led to the result, one after the other: 0, 1." in found.text
     assert "allowed 96" in found.text.replace("\u00a0", " ")
     seen = [t for t in searched.trials if t.metric is not None]
     assert [t.trial for t in undominated(seen)] == [0, 1, 2]
@@ -302,3 +303,24 @@ def test_words() -> None:
         "dns-onnx compress 'a b.onnx' \\\n  -o c \\\n  --seed 3"
     )
     assert numeric((["a", "b", "c"], [["1", "2", "x"], ["1", "-", "3"]])) == {1}
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "target", "worst"),
+    [
+        (2.0, {}, 0.95),
+        (None, {"max_drop": 1.0}, 0.96),
+        (None, {}, 0.969),
+        (None, {"compression": 20}, None),
+        (None, {"min_metric": 0.9}, 0.9),
+        (2.0, {"min_metric": 0.96}, 0.96),
+    ],
+    ids=str,
+)
+def test_the_budget_is_the_strictest_that_was_asked_for(
+    searched: Story, max_drop: float | None, target: dict, worst: float | None
+) -> None:
+    config = parse_config({"target": target}, "test")
+    changed = replace(searched.result, config=config, max_drop=max_drop)
+    budget = _budget(replace(searched, result=changed), searched.trials)
+    assert budget == (None if worst is None else pytest.approx(worst))

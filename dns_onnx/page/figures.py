@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from markupsafe import Markup
 
 from dns_onnx.journal import Progress
-from dns_onnx.page.story import Histogram, Story, Trial, thinned
+from dns_onnx.page.story import Histogram, Story, Trial, lineage, thinned
 from dns_onnx.page.svg import Axis, Plot, Point, around
 from dns_onnx.page.words import compact, listed, reading, share, signless
 from dns_onnx.report import Table
 from dns_onnx.runtime.metrics import Metric
+from dns_onnx.search import DEFAULT_DROP
 
 WIDE, NARROW = 880, 360  # pixels: the sizes that a figure is drawn for
 LINES = 6  # layers that get a line of their own, the largest ones
@@ -69,7 +70,7 @@ def front(story: Story) -> Figure | None:
         return None
     metric, original = story.result.metric, seen[0].original_metric
     name, say = metric.name, reading(metric)
-    budget = _budget(metric, original, story.result.max_drop)
+    budget = _budget(story, seen)
     rules = [v for v in (original, budget) if v is not None]
     ratios = [t.ratio for t in seen]
 
@@ -126,12 +127,24 @@ def undominated(trials: list[Trial]) -> list[Trial]:
     return found[::-1]
 
 
-def _budget(metric: Metric, original: float | None, max_drop: float | None) -> float | None:
-    """The value of the metric at which the allowed drop is used up."""
-    if max_drop is None or original is None:
-        return None
-    unit = {"fraction": 0.01, "ratio": 0.01 * abs(original)}.get(metric.kind, 1.0)
-    return original + (-unit if metric.higher_is_better else unit) * max_drop
+def _budget(story: Story, trials: list[Trial]) -> float | None:
+    """The worst value of the metric that is allowed, where one is."""
+    metric, target, drop = story.result.metric, story.result.config.target, story.result.max_drop
+    drop = target.max_drop if drop is None else drop
+    if drop is None and story.trials and target.density is None and target.min_metric is None:
+        drop = DEFAULT_DROP
+    known = next((t for t in trials if t.metric is not None and t.drop is not None), None)
+    if drop is None or known is None or known.metric is None or known.drop is None:
+        return target.min_metric
+    # what drops are counted from need not be the original's own value: a trial tells it
+    sign = -1.0 if metric.higher_is_better else 1.0
+    if metric.kind == "ratio":
+        value = known.metric * (1 + sign * drop / 100) / (1 + sign * known.drop / 100)
+    else:
+        unit = 0.01 if metric.kind == "fraction" else 1.0
+        value = known.metric + sign * unit * (drop - known.drop)
+    least = target.min_metric
+    return value if least is None or metric.better(value, least) else least
 
 
 def _trial_table(trials: list[Trial], metric: Metric) -> Table:
@@ -157,6 +170,7 @@ def course(story: Story) -> Figure | None:
     values = [(float(k.iteration), k.value) for k in looks if k.value is not None]
     values = [(i, v) for i, v in values if math.isfinite(v)]
     outcome, metric = story.result.outcome, story.result.metric
+    best = None if story.trials else outcome.best_metric
 
     def panel(width: int, points: list[Point], y: Axis, name: str, class_: str) -> Plot:
         plot = Plot(shape(width, 0.22), Axis(0, looks[-1].iterations), y, (24, 14, 34, 56))
@@ -176,14 +190,17 @@ def course(story: Story) -> Figure | None:
         if values:
             y = replace(around(v for _, v in values), words=reading(metric))
             plot = panel(width, values, y, f"{metric.name}, held-out", "metric")
-            if outcome.best_metric is not None and y.inside(outcome.best_metric):
+            if best is not None and y.inside(best):
                 said = f"the result: iteration {outcome.best_iteration:,}"
-                plot.dot(outcome.best_iteration, outcome.best_metric, "mark accepted", said)
+                plot.dot(outcome.best_iteration, best, "mark accepted", said)
             panels.append(plot.svg(f"Held-out {metric.name} over the iterations"))
         return Markup("\n").join(panels)
 
     words = "Each loss is the mean since the look before."
-    if outcome.best_metric is not None:
+    if story.chosen is not None:
+        behind = ", ".join(str(t.trial) for t in lineage(story.trials, story.chosen))
+        words += f" The trials that led to the result, one after the other: {behind}."
+    elif best is not None:
         words += f" The state at iteration {outcome.best_iteration:,} is the result."
     rows = [
         [f"{k.iteration:,}", f"{k.loss:.4g}", f"{k.rate:.3g}", metric.text(k.value),

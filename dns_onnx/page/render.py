@@ -54,6 +54,7 @@ def context(story: Story) -> dict[str, Any]:
         "totals": totals_table(story),
         "layers": {"bars": layer_bars, "marks": marks, "table": layer_table(result)},
         "weights": [figures.weights(h) for h in story.histograms],
+        "bands": any(h.a is not None for h in story.histograms),
         "sizes": bars.sizes(story),
         "latencies": bars.latencies(story),
         "figures": check_table(result.check),
