@@ -185,6 +185,8 @@ def write(options: argparse.Namespace, layers: list[Row], nets: list[Row]) -> No
     head = {**machine(), "seed": str(SEED)}
     where = ", ".join(f"{key} {value}" for key, value in head.items())
     command = f"python benchmarks/file_sizes.py --rounds {options.rounds}"
+    if list(options.nets) != list(NETS):
+        command += f" --nets {' '.join(options.nets)}"
     page = f"# File sizes\n\n`{command}` on {where}.\n\n{tables(layers, nets)}"
     options.out.with_suffix(".md").write_text(page)
     figures = {**head, "layers": layers, "nets": nets}
