@@ -198,8 +198,6 @@ class Target(_Strict):
     trials: at most so many; iterations are those of one trial.  growth: factor on the compression
         from trial to trial while all goes well.  precision: the search ends when it knows the
         highest compression within the budget to this factor.
-    seen: the original has been trained on the held-out rows, and knows them by heart: the budget
-        then counts from what it would do on new ones (see `reference`).  Default: found out.
     """
 
     compression: float | None = Field(None, gt=1)
@@ -209,7 +207,6 @@ class Target(_Strict):
     trials: int = Field(16, ge=1)
     growth: float = Field(4.0, gt=1)
     precision: float = Field(1.05, gt=1)
-    seen: bool | None = None
 
     @model_validator(mode="after")
     def _one_goal(self) -> Target:

@@ -212,7 +212,7 @@ def start_search(
             "or give thresholds (c_rate)"
         )
     original = run.score(heldout)
-    search = Search(run, prepared.sparsity, teaching, heldout, original, original)
+    search = Search(run, prepared.sparsity, teaching, heldout, original)
     if resume:
         search.resume()
     else:

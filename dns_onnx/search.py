@@ -62,7 +62,7 @@ class Trial:
     """One trial, as it stands in trials.jsonl.
 
     ratio: entries under surgery over entries kept.  metric: held-out; None where it diverged.
-    drop: against the reference.  layers: kept entries by the initializer name of the weight.
+    drop: against the original's.  layers: kept entries by the initializer name of the weight.
     """
 
     trial: int
@@ -117,16 +117,15 @@ class Search:
 
     run: the run that settings without thresholds prepare; its holders are what all trials train.
     sparsity: of the layers that have a goal of their own, by weight.
-    original: the metric of the unpruned model on the held-out rows.  reference: what the budget
-    counts from.
+    original: the metric of the unpruned model on the held-out rows, which the budget counts from.
     """
 
     def __init__(
         self, run: Run, sparsity: Mapping[str, float | None], data: Dataset, heldout: Dataset,
-        original: float, reference: float,
+        original: float,
     ) -> None:  # fmt: skip
         self.run, self.sparsity, self.data, self.heldout = run, sparsity, data, heldout
-        self.original, self.reference = original, reference
+        self.original = original
         self.folder, self.target = run.folder, run.config.target
         self.first = _state(run)
         self.highest = run.surgery.size() / sum(map(least, run.surgery))
@@ -191,7 +190,7 @@ class Search:
             drop = DEFAULT_DROP
         if target.min_metric is not None and measure.better(target.min_metric, metric):
             return False
-        return drop is None or measure.drop(self.reference, metric) <= drop + 1e-9
+        return drop is None or measure.drop(self.original, metric) <= drop + 1e-9
 
     def _run(self, plan: Plan, number: int) -> Run:
         """The run of one trial, from the weights and masks that the model has now."""
@@ -212,7 +211,7 @@ class Search:
         kept, size = run.surgery.kept(), run.surgery.size()
         return Trial(
             number, plan, size / max(kept, 1), kept, size, metric, measure.name, self.original,
-            None if metric is None else measure.drop(self.reference, metric), accepted,
+            None if metric is None else measure.drop(self.original, metric), accepted,
             run.config.train.iterations, run.seconds, run.config.model_dump(mode="json"), note,
             {layer.key: layer.kept() for layer in run.surgery},
         )  # fmt: skip

@@ -267,7 +267,15 @@ def test_a_verdict_a_trial(searched: Story) -> None:
         (Axis(-500, 500, "counts"), [-100, -10, 0, 10, 100]),
         (Axis(0, 30, "counts"), [0, 1, 10]),
     ],
-    ids=str,
+    ids=[
+        "linear",
+        "linear-narrow",
+        "log",
+        "log-below-one",
+        "log-narrow",
+        "counts-both-ways",
+        "counts-one-way",
+    ],
 )
 def test_ticks_are_round_and_inside(axis: Axis, ticks: list[float]) -> None:
     assert axis.ticks() == pytest.approx(ticks)
