@@ -23,6 +23,7 @@ from dns_onnx.errors import DnsOnnxError, ModelError
 # Tensors above this size are left out of the copy that shape inference works on.
 _SMALL_BYTES = 4096
 _SMALL_STRINGS = 64
+_LONGEST_VECTOR = 1_000_000
 
 
 def read_model(
@@ -81,8 +82,11 @@ def infer_shapes(model: ModelProto) -> ModelProto:
     gives up, the copy comes back without them.
     """
     light = _without_large_tensors(model)
+    # data propagation takes a vector apart into its entries, however many there are
+    sizes = (i.type.tensor_type.shape.dim for i in light.graph.input)
+    short = all(len(dims) != 1 or dims[0].dim_value <= _LONGEST_VECTOR for dims in sizes)
     try:
-        return onnx.shape_inference.infer_shapes(light, data_prop=True)
+        return onnx.shape_inference.infer_shapes(light, data_prop=short)
     except Exception:  # the C++ side raises several unrelated kinds, and a guess is all we need
         return light
 
@@ -168,7 +172,7 @@ def _external_path(at: str, location: str, folder: Path | None) -> Path:
         path = Path(os.path.realpath(root / location))
         inside = bool(location) and not os.path.isabs(location) and path.is_relative_to(root)
         found = inside and path.is_file()
-    except (OSError, ValueError) as error:  # a name that no file can have
+    except (OSError, TypeError, ValueError) as error:  # a name that no file can have
         raise ModelError(f"{at}: expected the name of a file, got {location[:80]!r}") from error
     if not inside:
         raise ModelError(

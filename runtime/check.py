@@ -19,7 +19,8 @@ from dns_onnx.converters.encodings.functions import DOMAIN
 from dns_onnx.converters.reader import read_model
 from dns_onnx.errors import ModelError
 from dns_onnx.runtime.batching import run, session_feeding
-from dns_onnx.runtime.bench import Timing, bench, random_inputs
+from dns_onnx.runtime.bench import Timing, bench
+from dns_onnx.runtime.inputs import runnable_inputs
 from dns_onnx.runtime.judge import Judge, Judged, Targets
 from dns_onnx.runtime.library import library_available
 from dns_onnx.runtime.metrics import Metric
@@ -112,7 +113,7 @@ def check(
     batches = iter(data or ())
     first = next(batches, None)
     how = session_feeding(before)
-    sample = dict(first[0]) if first is not None else how.rows(random_inputs(before))
+    sample = dict(first[0]) if first is not None else how.rows(runnable_inputs(before))
     against = "the masked training graph"
     if reference is None:
         plain = session(dense.SerializeToString(), native=False, threads=threads)

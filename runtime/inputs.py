@@ -1,4 +1,4 @@
-"""Inputs of the declared types and shapes, for timing."""
+"""Inputs of the declared types and shapes, for timing and comparing."""
 
 from __future__ import annotations
 
@@ -15,21 +15,54 @@ _DTYPES = {
     "tensor(int8)": np.int8, "tensor(bool)": np.bool_, "tensor(int16)": np.int16,
     "tensor(uint16)": np.uint16, "tensor(uint32)": np.uint32, "tensor(uint64)": np.uint64,
 }  # fmt: skip
+# (all free axes, the last one): the sizes to try.
+_SIZES = ((1, 1), (8, 8), (1, 8), (64, 64), (1, 64), (1, 256), (1, 512), (1, 4096))
 
 
-def random_inputs(sess: ort.InferenceSession, rows: int = 1, seed: int = 0) -> dict[str, Array]:
-    """Inputs of the declared types and shapes; free axes: `rows` at the front, 1 elsewhere."""
+def random_inputs(
+    sess: ort.InferenceSession, rows: int = 1, seed: int = 0, free: int = 1, last: int | None = None
+) -> dict[str, Array]:
+    """Inputs of the declared types and shapes.
+
+    rows: size of a free first axis.  free: size of the other free axes.  last: of those that are
+    an input's last one.
+    """
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for i in sess.get_inputs():
-        free = [rows] + [1] * 16
-        shape = [d if isinstance(d, int) and d > 0 else free[k] for k, d in enumerate(i.shape)]
+        sizes = [rows, *[free] * len(i.shape)][: len(i.shape)]
+        if len(i.shape) > 1 and last is not None:
+            sizes[-1] = last
+        shape = [
+            d if isinstance(d, int) and d > 0 else size
+            for d, size in zip(i.shape, sizes, strict=True)
+        ]
         dtype = np.dtype(_DTYPES.get(i.type, np.float32))
-        if dtype.kind == "f":
+        if i.type == "tensor(string)":
+            feeds[i.name] = np.full(shape, "a", object)
+        elif dtype.kind == "f":
             feeds[i.name] = rng.random(shape, np.float32).astype(dtype)
         else:
             feeds[i.name] = rng.integers(0, 2, shape).astype(dtype)
     return feeds
+
+
+def runnable_inputs(sess: ort.InferenceSession, rows: int = 1, seed: int = 0) -> dict[str, Array]:
+    """Random inputs with the smallest free sizes of a few that the model runs on.
+
+    Sound wants hundreds of samples, an image net some pixels.  Where it runs on none of them, the
+    smallest come back, and the caller meets the error.
+    """
+    quiet = ort.RunOptions()
+    quiet.log_severity_level = 4
+    for free, last in _SIZES if not shapes_are_known(sess) else ():
+        feeds = random_inputs(sess, rows, seed, free, last)
+        try:
+            sess.run(None, feeds, quiet)
+        except Exception:  # ONNX Runtime's exceptions share no base of their own
+            continue
+        return feeds
+    return random_inputs(sess, rows, seed)
 
 
 def shapes_are_known(sess: ort.InferenceSession) -> bool:

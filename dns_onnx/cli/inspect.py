@@ -21,10 +21,10 @@ from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.layers import layers
 from dns_onnx.converters.reader import read_model
 from dns_onnx.converters.verify import Difference, compare_values
-from dns_onnx.errors import ModelError
+from dns_onnx.errors import DnsOnnxError, ModelError
 from dns_onnx.masks import holders
 from dns_onnx.prepare import input_specs, model_feeding
-from dns_onnx.runtime.bench import random_inputs
+from dns_onnx.runtime.inputs import runnable_inputs
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import file_bytes
 
@@ -91,15 +91,17 @@ def verified(path: Path, data: str | None) -> list[Difference]:
     """
     model = read_model(path)
     if data is None:
-        feeds = random_inputs(session(model.SerializeToString(), native=False))
+        feeds = runnable_inputs(session(model.SerializeToString(), native=False))
     else:
         specs = input_specs(model)
         rows = np.arange(model_feeding(model).piece or 1)
         feeds = sources.load(data, specs, stored_preprocess(model), "eval").take(rows).inputs
     try:
-        inputs = [torch.from_numpy(x) for x in feeds.values()]
+        inputs = [x if x.dtype == object else torch.from_numpy(x) for x in feeds.values()]
         differences = compare_values(import_model(model), model, inputs)
-    except RuntimeError as error:
+    except DnsOnnxError:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
         raise ModelError(
             f"{path}: --verify: expected inputs that the model runs on, "
             f"got: {str(error).splitlines()[0]}; "

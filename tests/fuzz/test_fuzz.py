@@ -120,7 +120,26 @@ def test_what_ended_the_process_is_refused(fault: Callable[[ModelProto], None]) 
         import_model(broken)
 
 
-@pytest.mark.parametrize("fault", [_no_operand, _far_axis], ids=lambda f: f.__name__)
+def _long_vector(model: ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("v", TensorProto.INT64, [2**40]))
+    model.graph.node.add(op_type="Neg", input=["v"], output=["n"])
+    model.graph.output.add(name="n")
+
+
+def test_a_location_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    model = ModelProto()
+    model.CopyFrom(BUILT["net"])
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="no text")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"no text", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9"))
+    with pytest.raises(ModelError):
+        read_model(path)
+
+
+@pytest.mark.parametrize("fault", [_no_operand, _far_axis, _long_vector], ids=lambda f: f.__name__)
 def test_what_onnx_own_inference_does_not_survive_is_kept_from_it(
     fault: Callable[[ModelProto], None], tmp_path: Path
 ) -> None:
