@@ -67,6 +67,7 @@ def compare_values(
     tolerance: for float32; from the first value of a narrower type on, as much wider as that
     type is coarser.
     The first row names the node to look at: later ones mostly inherit its error.
+    Raises RuntimeError where the model does not run on these inputs.
     """
     wanted = _computed_by_onnxruntime(module, model, inputs)
     recorder = _Recorder(module, wanted)
@@ -100,7 +101,10 @@ def _computed_by_onnxruntime(
     )
     feeds = {i.name: to_numpy(v) for i, v in zip(session.get_inputs(), inputs, strict=True)}
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+        raise RuntimeError(str(error)) from error
 
 
 def _meta(node: fx.Node, key: str) -> str:

@@ -90,8 +90,9 @@ def verified(path: Path, data: str | None) -> list[Difference]:
     Raises ModelError where the model does not run on these inputs.
     """
     model = read_model(path)
+    opened = session(path, native=False)  # says so where ONNX Runtime cannot load the file
     if data is None:
-        feeds = runnable_inputs(session(model.SerializeToString(), native=False))
+        feeds = runnable_inputs(opened)
     else:
         specs = input_specs(model)
         rows = np.arange(model_feeding(model).piece or 1)

@@ -60,3 +60,12 @@ def test_the_tolerance_is_as_coarse_as_the_type(scale: float) -> None:
         next(graph.parameters()).mul_(scale)
     found = compare_values(graph, model, [torch.from_numpy(feeds[0])])
     assert [d.value for d in found] == (["m", "y"] if scale > 1.02 else [])
+
+
+def test_inputs_that_onnx_runtime_does_not_run_on_are_told() -> None:
+    nodes = [node("Reshape", ["x", "shape"], ["y"])]
+    model, _ = graph_model(
+        nodes, {"x": floats(2, 3)}, {"shape": np.array([3, 2])}, ["y"], opset=17, dynamic=True
+    )
+    with pytest.raises(RuntimeError, match="Reshape"):
+        compare_values(import_model(model), model, [torch.zeros(5, 3)])
