@@ -202,6 +202,8 @@ def _without_large_tensors(model: ModelProto) -> ModelProto:
     target.name = source.name or "graph"
     named = {tensor.name for tensor in source.initializer}
     target.input.extend(i for i in source.input if i.name not in named)
+    for dim in (d for i in target.input for d in i.type.tensor_type.shape.dim if d.dim_value < 0):
+        dim.ClearField("dim_value")  # some write -1 for unknown, which inference takes for a size
     for tensor in source.initializer:
         if _is_large(tensor):
             target.input.append(_typed(tensor.name, tensor))
