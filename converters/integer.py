@@ -7,13 +7,19 @@ ONNX Runtime computes these three nodes as one QLinearConv for the same reason.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dns_onnx.converters.ops.quantize import dequantize_linear, qlinear_conv, quantize_linear
+from dns_onnx.converters.ops.quantize import (
+    dequantize_linear,
+    qlinear_conv,
+    quantize_linear,
+    straight_through,
+)
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _BYTES = (torch.int8, torch.uint8)
@@ -22,10 +28,11 @@ _SAME_SCALE = 1e-3
 
 
 def use_whole_numbers(graph: fx.Graph, root: nn.Module) -> None:
-    """Replace each convolution of dequantised bytes that is quantised at once, in place.
+    """Compute each convolution of dequantised bytes that is quantised at once, in place.
 
-    No gradient is lost: none passes a QuantizeLinear.  A convolution stays as it is where
-    somebody else wants its result, or its scales are no constants that fit together.
+    The gradient still passes the float convolution, which a straight-through DequantizeLinear
+    reads.  A convolution is left alone where somebody else wants its result, or its scales are no
+    constants that fit together.
     """
     for node in list(graph.nodes):
         call = _quantised(node, root) if node.target is quantize_linear else None
@@ -39,10 +46,26 @@ def use_whole_numbers(graph: fx.Graph, root: nn.Module) -> None:
         graph.erase_node(node)
 
 
+@dataclass(frozen=True)
+class _Bytes:
+    """What a DequantizeLinear without blocks reads: nodes, and the scale's known value."""
+
+    values: Any
+    scale: Any
+    zero: Any
+    known_scale: Tensor
+    axis: int
+
+    def nodes(self) -> tuple[Any, Any, Any]:
+        return self.values, self.scale, self.zero
+
+
 def _quantised(node: fx.Node, root: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """The operands and attributes of the QLinearConv that stands for a QuantizeLinear."""
     conv = node.args[0]
-    if not isinstance(conv, fx.Node) or conv.target not in _CONVOLUTIONS or len(conv.users) > 1:
+    if not isinstance(conv, fx.Node) or conv.target not in _CONVOLUTIONS:
+        return None
+    if not all(user is node or _is_gradient_of(user, conv, node) for user in conv.users):
         return None
     x, w, b = (_dequantised(arg, root) for arg in conv.args[:3])
     scale, zero = (_constant(arg, root) for arg in (*node.args[1:3], None)[:2])
@@ -50,27 +73,35 @@ def _quantised(node: fx.Node, root: nn.Module) -> tuple[tuple[Any, ...], dict[st
         return None
     if conv.args[2] is not None and (b is None or not _fits(b, x, w, root)):
         return None
-    if scale.numel() > 1 or x[1].numel() > 1 or not _bytes(x, root) or not _bytes(w, root):
+    one_scale = scale.numel() == 1 and x.known_scale.numel() == 1
+    if not one_scale or not _are_bytes(x, root) or not _are_bytes(w, root):
         return None
-    if w[1].numel() > 1 and w[0].kwargs.get("axis", 1) != 0:
+    if w.known_scale.numel() > 1 and w.axis != 0:
         return None
     strides, padding, dilations, group = conv.args[3:7]
     pads = tuple(padding) * 2  # type: ignore[arg-type]
-    types = node.kwargs.get("types_", ())
-    elem = types[2] if isinstance(types, tuple) and len(types) > 2 else 2
-    operands = (*_three(x[0]), *_three(w[0]), *node.args[1:3])
-    bias = () if b is None else (b[0].args[0],)
+    operands = (*x.nodes(), *w.nodes(), *node.args[1:3])
+    bias = () if b is None else (b.values,)
     keywords = {"strides": strides, "pads": pads, "dilations": dilations, "group": group}
-    return (*operands, *bias), {**keywords, "types_": (0,) * 7 + (elem,)}
+    return (*operands, *bias), keywords
 
 
-def _dequantised(node: Any, root: nn.Module) -> tuple[fx.Node, Tensor] | None:
-    """A DequantizeLinear without blocks, and its scale, which must be known."""
-    if not isinstance(node, fx.Node) or node.target is not dequantize_linear:
+def _is_gradient_of(user: fx.Node, conv: fx.Node, quantised: fx.Node) -> bool:
+    """Whether a reader wants the convolution only to pass a gradient to it."""
+    return user.target is straight_through and user.args[0] is conv and user.args[2] is quantised
+
+
+def _dequantised(node: Any, root: nn.Module) -> _Bytes | None:
+    """The operands of a DequantizeLinear without blocks, whose scale must be known."""
+    if not isinstance(node, fx.Node) or node.target not in (dequantize_linear, straight_through):
         return None
-    scale = _constant(node.args[1], root)
-    plain = not node.kwargs.get("block_size") and not node.kwargs.get("output_dtype")
-    return (node, scale) if scale is not None and plain else None
+    operands = node.args[2:] if node.target is straight_through else node.args
+    values, scale, zero = (*operands, None)[:3]
+    known = _constant(scale, root)
+    if known is None or node.kwargs.get("block_size") or node.kwargs.get("output_dtype"):
+        return None
+    axis = node.kwargs.get("axis", 1)
+    return _Bytes(values, scale, zero, known, axis if isinstance(axis, int) else 1)
 
 
 def _constant(node: Any, root: nn.Module) -> Tensor | None:
@@ -84,30 +115,18 @@ def _constant(node: Any, root: nn.Module) -> Tensor | None:
     return weight.detach() if isinstance(weight, Tensor) else None
 
 
-def _three(node: fx.Node) -> tuple[Any, Any, Any]:
-    operands = (*node.args, None)
-    return operands[0], operands[1], operands[2]
-
-
-def _bytes(operand: tuple[fx.Node, Tensor], root: nn.Module) -> bool:
+def _are_bytes(operand: _Bytes, root: nn.Module) -> bool:
     """Whether an operand's integers are known to be single bytes."""
-    values, _, zero = _three(operand[0])
-    held = _constant(zero, root)
-    held = _constant(values, root) if held is None else held
+    held = _constant(operand.zero, root)
+    held = _constant(operand.values, root) if held is None else held
     return held is not None and held.dtype in _BYTES
 
 
-def _fits(
-    bias: tuple[fx.Node, Tensor],
-    x: tuple[fx.Node, Tensor],
-    w: tuple[fx.Node, Tensor],
-    root: nn.Module,
-) -> bool:
+def _fits(bias: _Bytes, x: _Bytes, w: _Bytes, root: nn.Module) -> bool:
     """Whether a bias counts from zero in units of scale(x) * scale(w)."""
-    zero = _three(bias[0])[2]
-    held = _constant(zero, root)
-    if zero is not None and (held is None or bool(held.any())):
+    held = _constant(bias.zero, root)
+    if bias.zero is not None and (held is None or bool(held.any())):
         return False
-    unit = (x[1] * w[1]).reshape(-1)
-    same = (bias[1].reshape(-1) - unit).abs() <= _SAME_SCALE * unit
+    unit = (x.known_scale * w.known_scale).reshape(-1)
+    same = (bias.known_scale.reshape(-1) - unit).abs() <= _SAME_SCALE * unit
     return bool(same.all())

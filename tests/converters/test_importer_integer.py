@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import helper
 
 from dns_onnx.converters.importer import import_model
@@ -61,6 +62,15 @@ def test_equals_the_integer_kernel_in_every_entry() -> None:
     model, feeds = _model()
     assert "qlinear_conv" in _targets(model)
     np.testing.assert_array_equal(imported(model, feeds)[0], _optimised(model, feeds))
+
+
+def test_a_gradient_passes_the_whole_numbers() -> None:
+    model, feeds = _model()
+    graph = import_model(model)
+    x = torch.from_numpy(feeds[0]).requires_grad_()
+    graph(x).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("change", [{"bias_scale": 1.5}, {"bias_zero": 3}, {"also": True}])
