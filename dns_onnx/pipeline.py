@@ -49,15 +49,13 @@ TRAIN_METRIC_ROWS = 10_000  # rows of training data that stand in where there is
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What was kept of one layer, weights and biases together."""
+    """What was kept of one layer, weights and biases together.  threshold: t at the end."""
 
     name: str
     weight: str
     size: int
     kept: int
-    c_rate: float
-    mu: float | None
-    std: float | None
+    threshold: float | None
 
 
 @dataclass(frozen=True)
@@ -161,11 +159,13 @@ def compress(
             run.start_fresh()
         started_at = run.resume() if resume else 0
         outcome, trials = run.train(teaching, heldout, observe), []
+        thresholds = run.surgery.thresholds()
     else:
         search = start_search(prepared, teaching, heldout, resume)
         started_at = len(search.trials)
         best = search.find(observe, tell) if pick is None else search.take(pick)
         outcome, trials = finished(best, search.trials), search.trials
+        thresholds = best.thresholds
     if not distributed.is_main():
         raise NotMain(f"process {distributed.rank()}: the first process writes the result")
     export = export_model(
@@ -183,7 +183,7 @@ def compress(
     if sources.is_random(train):
         found = replace(found, words=[WEAK, *found.words])
     return Result(
-        Path(model), out, config, str(where), started_at, outcome, layer_results(run),
+        Path(model), out, config, str(where), started_at, outcome, layer_results(run, thresholds),
         prepared.spared, export, found, source, run.folder, run.objective.said,
         run.objective.metric, max_drop, run.fingerprint, trials,
     )  # fmt: skip
@@ -270,12 +270,11 @@ def masked_graph(
     return lambda inputs: how.run(compute, [inputs[n] for n in names])
 
 
-def layer_results(run: Run) -> list[LayerResult]:
-    """What each layer under surgery kept."""
+def layer_results(run: Run, thresholds: Mapping[str, float]) -> list[LayerResult]:
+    """What each layer under surgery kept.  thresholds: t at the end, by the weight's name."""
     return [
         LayerResult(
-            layer.name, layer.tensors[0].name, layer.size(), layer.kept(),
-            layer.schedule.c_rate, layer.mu, layer.std,
+            layer.name, layer.key, layer.size(), layer.kept(), thresholds.get(layer.key)
         )
         for layer in run.surgery
     ]  # fmt: skip

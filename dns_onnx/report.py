@@ -29,10 +29,11 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 
 def layer_table(result: Result) -> Table:
     """Kept entries of each layer under surgery, weights and biases together."""
-    header = ["layer", "weight", "parameters", "kept", "share", "c_rate"]
+    header = ["layer", "weight", "parameters", "kept", "share", "threshold"]
     rows = [
         [layer.name, layer.weight, f"{layer.size:,}", f"{layer.kept:,}",
-         percent(layer.kept / layer.size), f"{layer.c_rate:g}"]
+         percent(layer.kept / layer.size),
+         "-" if layer.threshold is None else f"{layer.threshold:.4g}"]
         for layer in result.layers
     ]  # fmt: skip
     return header, rows

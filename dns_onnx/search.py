@@ -62,7 +62,8 @@ class Trial:
     """One trial, as it stands in trials.jsonl.
 
     ratio: entries under surgery over entries kept.  metric: held-out; None where it diverged.
-    drop: against the original's.  layers: kept entries by the initializer name of the weight.
+    drop: against the original's.  layers, thresholds: kept entries, and t at the end, by the
+    initializer name of the weight.
     """
 
     trial: int
@@ -80,6 +81,7 @@ class Trial:
     settings: dict[str, Any]
     note: str
     layers: dict[str, int]
+    thresholds: dict[str, float]
 
 
 def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf) -> Plan | None:
@@ -208,12 +210,13 @@ class Search:
         self, number: int, plan: Plan, run: Run, metric: float | None, accepted: bool, note: str
     ) -> Trial:
         measure: Metric = run.objective.metric
-        kept, size = run.surgery.kept(), run.surgery.size()
+        surgery = run.surgery
+        kept, size = surgery.kept(), surgery.size()
         return Trial(
             number, plan, size / max(kept, 1), kept, size, metric, measure.name, self.original,
             None if metric is None else measure.drop(self.original, metric), accepted,
             run.config.train.iterations, run.seconds, run.config.model_dump(mode="json"), note,
-            {layer.key: layer.kept() for layer in run.surgery},
+            {layer.key: layer.kept() for layer in surgery}, surgery.thresholds(),
         )  # fmt: skip
 
     def _nothing_found(self) -> str:

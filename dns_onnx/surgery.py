@@ -221,6 +221,14 @@ class Surgery:
     def listen(self, iteration: int) -> None:
         """Called between the backward pass and the update of the weights: nothing to learn here."""
 
+    def thresholds(self) -> dict[str, float]:
+        """The threshold t of each measured layer at the end of its schedule, by key."""
+        return {
+            x.key: max(x.mu + x.schedule.c_rate * x.std, 0.0)
+            for x in self.layers
+            if x.mu is not None and x.std is not None
+        }
+
     def frozen_at(self) -> int:
         """First iteration from which no mask changes any more."""
         return max((layer.schedule.iter_stop for layer in self.layers), default=0)

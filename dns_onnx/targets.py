@@ -158,6 +158,10 @@ class TargetSurgery(Surgery):
         fisher = self.fisher[layer.key].clamp_min(torch.finfo(torch.float32).tiny)
         return fisher.sqrt() / (1.0 - (1.0 - progress) ** 3)
 
+    def thresholds(self) -> dict[str, float]:
+        """The threshold t of each layer as it stands, by key."""
+        return {key: float(t) for key, t in self.t.items()}
+
     # ------------------------------------------------------------------ checkpoints
 
     def frozen_at(self) -> int:

@@ -185,7 +185,7 @@ def test_histograms_count_every_weight(result: Result) -> None:
         assert histogram.name == layer.name
         assert sum(histogram.before) == {8 * 32 + 32: 256, 4 * 32 + 4: 128}[layer.size]
         assert sum(histogram.after) <= layer.kept
-        t = layer.mu + layer.c_rate * layer.std
+        t = layer.threshold
         assert (histogram.a, histogram.b) == pytest.approx((0.9 * t, 1.1 * t))
 
 

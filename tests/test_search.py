@@ -25,7 +25,7 @@ def trial(
 ) -> Trial:
     plan = Plan(ratio, None, gentle)
     return Trial(number, plan, ratio, 1, 1, metric, "accuracy", 1.0, 0.0, accepted, 1, 1.0, {}, "",
-                 {})  # fmt: skip
+                 {}, {})  # fmt: skip
 
 
 def told(limit: float, target: Target) -> list[float]:

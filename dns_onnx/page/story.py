@@ -179,10 +179,8 @@ def _histogram(layer: LayerResult, before: NDArray[Any], after: NDArray[Any]) ->
 
 def _threshold(layer: LayerResult) -> tuple[float | None, float | None]:
     """(a, b) at the end of the run."""
-    if layer.mu is None or layer.std is None:
-        return None, None
-    t = max(layer.mu + layer.c_rate * layer.std, 0.0)
-    return LOWER_EDGE * t, UPPER_EDGE * t
+    t = layer.threshold
+    return (None, None) if t is None else (LOWER_EDGE * t, UPPER_EDGE * t)
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
