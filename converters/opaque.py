@@ -21,7 +21,7 @@ from dns_onnx.errors import ModelError
 
 # Operators of ai.onnx that are no arithmetic on tensors, and why.
 OPAQUE = {
-    "ImageDecoder": "reads compressed image files (needs Pillow)",
+    "ImageDecoder": "reads compressed image files",
     "RegexFullMatch": "strings",
     "StringConcat": "strings",
     "StringNormalizer": "strings",

@@ -1,4 +1,4 @@
-"""Folders of image files as rows; needs Pillow (pip install 'dns-onnx[images]')."""
+"""Folders of image files as rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from dns_onnx.data import LABELS, InputSpec
 from dns_onnx.errors import DataError
@@ -19,17 +20,10 @@ class ImageFolder:
 
     Each is scaled and cropped around its centre to the size that the model takes.  Where they lie
     in subfolders, each subfolder is a class: its place in the order of their names is the label.
-    Raises DataError where Pillow is missing or a file cannot be read.
+    Raises DataError where a file cannot be read.
     """
 
     def __init__(self, folder: Path, spec: InputSpec) -> None:
-        try:
-            from PIL import Image, ImageOps
-        except ImportError:
-            raise DataError(
-                f"{folder}: reading images needs Pillow: pip install 'dns-onnx[images]'"
-            ) from None
-        self.image, self.ops = Image, ImageOps
         self.files = image_files(folder)
         classes = sorted({f.parent for f in self.files})
         self.labels = (
@@ -44,9 +38,9 @@ class ImageFolder:
     def __getitem__(self, row: int) -> dict[str, NDArray[Any]]:
         path = self.files[row]
         try:
-            with self.image.open(path) as file:
+            with Image.open(path) as file:
                 image = file.convert("L" if self.grey else "RGB")
-                pixels = np.asarray(self.ops.fit(image, self.size) if self.size else image)
+                pixels = np.asarray(ImageOps.fit(image, self.size) if self.size else image)
         except OSError as error:
             raise DataError(f"{path}: expected an image, got: {error}") from None
         pixels = pixels.reshape(*pixels.shape[:2], -1)

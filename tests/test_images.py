@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dns_onnx import sources
 from dns_onnx.config import Preprocess
 from dns_onnx.data import InputSpec
 from dns_onnx.errors import DataError
 
-image = pytest.importorskip("PIL.Image", reason="image folders need Pillow")
 F32 = np.dtype(np.float32)
 FIRST = [InputSpec("x", F32, (None, 3, 6, 8))]
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
         pixels[:, : size[0] // 2, 0] = 255
         pixels[:, size[0] // 2 :, 2] = 255
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        image.fromarray(pixels).save(tmp_path / name)
+        Image.fromarray(pixels).save(tmp_path / name)
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import unittest
 import warnings
 
@@ -23,8 +22,6 @@ EXCLUDED = {
     r"^test_loop16_seq_none_cpu$": "the official runner compares the sequence as one array",
     r"^test_dft_inverse(_opset19)?_cpu$": "single-precision noise where the exact result is zero",
 }
-if importlib.util.find_spec("PIL") is None:
-    EXCLUDED[r"^test_image_decoder_.*_cpu$"] = "onnx.reference decodes images with Pillow only"
 # Large models that the official suite downloads are not run.
 NOT_HERE = (
     r"(resnet50|inception|bvlc|densenet|shufflenet|squeezenet|vgg19|zfnet).*",
