@@ -1,4 +1,4 @@
-"""Sampling grids and deformable convolution."""
+"""Crops, sampling grids and deformable convolution."""
 
 from __future__ import annotations
 
@@ -53,6 +53,18 @@ def _cubic_weights(t: Tensor, a: float = -0.75) -> list[Tensor]:
     far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (t + 1, 2 - t)]
     near = [((a + 2) * d - (a + 3)) * d * d + 1 for d in (t, 1 - t)]
     return [far[0], near[0], near[1], far[1]]
+
+
+@op("Crop", 1, schema=False)
+def crop(x: Tensor, *, border: Sequence[int], scale: Sequence[int] | None = None) -> Tensor:
+    """X without its borders, or the window of size `scale` that begins after the first two.
+
+    x: [N, C, H, W].  border: left, top, right, bottom.  scale: height, width.
+    Source: experimental operator of ONNX 1.2.
+    """
+    left, top, right, bottom = border
+    height, width = scale or (x.shape[2] - top - bottom, x.shape[3] - left - right)
+    return x.narrow(2, top, height).narrow(3, left, width)
 
 
 @op("GridSample", 16, 20, 22)
