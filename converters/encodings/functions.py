@@ -23,59 +23,51 @@ MIN_OPSET = 11
 # Model-local functions are part of the format since this IR version.
 MIN_IR_VERSION = 8
 
-# row[k] = the row that owns stored entry k: how many rows end before it.  Rows without an entry
-# are counted and passed over.  Whatever is as long as the weight has entries is int32, half the
-# memory of int64.
-_ROWS = """
+# start[k] = unit * row - unit * rows for the row that owns stored entry k, as many units below
+# zero as row pointers lie behind k: rows without an entry are passed over.  A position counted
+# from the end needs no row_ptr without its first 0.  Whatever is as long as the weight has entries
+# is int32, half the memory of int64.
+_STARTS = """
   axis = Constant <value = int64 {0}> ()
   first = Constant <value = int64[1] {0}> ()
-  one = Constant <value = int64[1] {1}> ()
-  last = Constant <value = int64[1] {2147483647}> ()
   ptr = Cast <to = 7> (row_ptr)
-  ends = Slice (ptr, one, last)
-  at, any_at, rank, rows_64 = Unique <sorted = 1> (ends)
-  rows = Cast <to = 6> (rows_64)
+  at, any_at, rank, count = Unique <sorted = 1> (ptr)
+  step_64 = Mul (count, unit)
+  step = Cast <to = 6> (step_64)
   nnz = Shape (values)
   places = Add (nnz, one)
   none = ConstantOfShape <value = int32[1] {0}> (places)
-  ends_at = ScatterElements <axis = 0> (none, at, rows)
-  ended = CumSum (ends_at, axis)
-  row = Slice (ended, first, nnz)
-"""
-
-# A matrix is scattered into its own shape and needs no Reshape: that copy is a third of the load.
-_CSR_TO_MATRIX = """
-CsrToMatrix (values, col_indices, row_ptr, shape) => (W) {
-  column = Constant <value = int64[2] {-1, 1}> ()
-%ROWS%
-  col = Cast <to = 6> (col_indices)
-  row_column = Reshape (row, column)
-  col_column = Reshape (col, column)
-  position = Concat <axis = 1> (row_column, col_column)
-  position_64 = Cast <to = 7> (position)
-  zeros = ConstantOfShape <value = float[1] {0}> (shape)
-  W = ScatterND (zeros, position_64, values)
-}
+  steps = ScatterElements <axis = 0> (none, at, step)
+  behind = CumSum <exclusive = 1, reverse = 1> (steps, axis)
+  start = Slice (behind, first, nnz)
 """
 
 # The rows are counted by row_ptr: a weight no sparse operator reads may be stored as one long row.
-_CSR_TO_DENSE = """
-CsrToDense (values, col_indices, row_ptr, shape) => (W) {
-  one = Constant <value = int64[1] {1}> ()
-
+# The body stands in each operator that reads a matrix: ONNX Runtime takes a while for every call
+# inside a call, and for every node.
+_WEIGHT = f"""
+  one = Constant <value = int64[1] {{1}}> ()
   size = ReduceProd <keepdims = 1> (shape)
   edges = Shape (row_ptr)
-  rows = Sub (edges, one)
-  width = Div (size, rows)
-  matrix_shape = Concat <axis = 0> (rows, width)
-  matrix = dns_onnx.CsrToMatrix (values, col_indices, row_ptr, matrix_shape)
-  W = Reshape (matrix, shape)
+  below = Sub (one, edges)
+  unit = Div (size, below)
+{_STARTS}
+  col = Cast <to = 6> (col_indices)
+  position = Add (start, col)
+  zeros = ConstantOfShape <value = float[1] {{0}}> (size)
+  flat = ScatterElements <axis = 0> (zeros, position, values)
+  W = Reshape (flat, shape)
+"""
+
+_CSR_TO_DENSE = """
+CsrToDense (values, col_indices, row_ptr, shape) => (W) {
+%WEIGHT%
 }
 """
 
 _CSR_GEMM = """
 CsrGemm <alpha, beta, transA, transB> (A, values, col_indices, row_ptr, shape, C) => (Y) {
-  W = dns_onnx.CsrToMatrix (values, col_indices, row_ptr, shape)
+%WEIGHT%
   Y = Gemm <alpha: float = @alpha, beta: float = @beta, transA: int = @transA,
             transB: int = @transB> (A, W, C)
 }
@@ -83,7 +75,7 @@ CsrGemm <alpha, beta, transA, transB> (A, values, col_indices, row_ptr, shape, C
 
 _CSR_MATMUL = """
 CsrMatMul (A, values, col_indices, row_ptr, shape) => (Y) {
-  W = dns_onnx.CsrToMatrix (values, col_indices, row_ptr, shape)
+%WEIGHT%
   Y = MatMul (A, W)
 }
 """
@@ -91,7 +83,7 @@ CsrMatMul (A, values, col_indices, row_ptr, shape) => (Y) {
 _CSR_CONV = """
 CsrConv <auto_pad, dilations, group, kernel_shape, pads, strides>
     (X, values, col_indices, row_ptr, shape, B) => (Y) {
-  W = dns_onnx.CsrToDense (values, col_indices, row_ptr, shape)
+%WEIGHT%
   Y = Conv <auto_pad: string = @auto_pad, dilations: ints = @dilations, group: int = @group,
             kernel_shape: ints = @kernel_shape, pads: ints = @pads,
             strides: ints = @strides> (X, W, B)
@@ -100,8 +92,10 @@ CsrConv <auto_pad, dilations, group, kernel_shape, pads, strides>
 
 _DEQUANTIZE_ROWS = """
 DequantizeRows (quantized, row_ptr, scale) => (values) {
-%ROWS%
-  scales = Gather <axis = 0> (scale, row)
+  one = Constant <value = int64[1] {1}> ()
+  unit = Constant <value = int64[1] {-1}> ()
+%STARTS%
+  scales = Gather <axis = 0> (scale, start)
   wide = Cast <to = 1> (quantized)
   values = Mul (wide, scales)
 }
@@ -165,19 +159,12 @@ BitmaskToDense (values, mask, shape) => (W) {
 
 _BODIES = {
     "BitmaskToDense": _BITMASK_TO_DENSE,
-    "CsrConv": _CSR_CONV,
-    "CsrGemm": _CSR_GEMM,
-    "CsrMatMul": _CSR_MATMUL,
-    "CsrToDense": _CSR_TO_DENSE,
-    "CsrToMatrix": _CSR_TO_MATRIX.replace("%ROWS%", _ROWS),
-    "DequantizeRows": _DEQUANTIZE_ROWS.replace("%ROWS%", _ROWS.replace("(values)", "(quantized)")),
+    "CsrConv": _CSR_CONV.replace("%WEIGHT%", _WEIGHT),
+    "CsrGemm": _CSR_GEMM.replace("%WEIGHT%", _WEIGHT),
+    "CsrMatMul": _CSR_MATMUL.replace("%WEIGHT%", _WEIGHT),
+    "CsrToDense": _CSR_TO_DENSE.replace("%WEIGHT%", _WEIGHT),
+    "DequantizeRows": _DEQUANTIZE_ROWS.replace("%STARTS%", _STARTS.replace("values", "quantized")),
     "GapsToIndices": _GAPS_TO_INDICES,
-}
-_CALLS = {
-    "CsrConv": ("CsrToDense",),
-    "CsrGemm": ("CsrToMatrix",),
-    "CsrMatMul": ("CsrToMatrix",),
-    "CsrToDense": ("CsrToMatrix",),
 }
 
 
@@ -190,9 +177,8 @@ def function(name: str, opset: int) -> FunctionProto:
     """
     lines = _BODIES[name].splitlines()
     text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
-    imports = f'"" : {opset}' + (f', "{DOMAIN}" : {VERSION}' if name in _CALLS else "")
     body: FunctionProto = parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: [{imports}]>{text}'
+        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>{text}'
     )
     short = _short_names(body)
     for node in body.node:
@@ -214,30 +200,16 @@ def _short_names(body: FunctionProto) -> dict[str, str]:
     return dict(zip(inner, free, strict=False))
 
 
-def with_callees(names: Iterable[str]) -> tuple[str, ...]:
-    """The functions named, and those that their bodies call, callees first."""
-    wanted: dict[str, None] = {}
-
-    def add(name: str) -> None:
-        for callee in _CALLS.get(name, ()):
-            add(callee)
-        wanted[name] = None
-
-    for name in sorted(names):
-        add(name)
-    return tuple(wanted)
-
-
 def functions_bytes(names: Iterable[str], opset: int) -> int:
-    """Bytes that the functions named, with their callees, add to a model."""
-    return sum(4 + function(name, opset).ByteSize() for name in with_callees(names))
+    """Bytes that the functions named add to a model."""
+    return sum(4 + function(name, opset).ByteSize() for name in sorted(set(names)))
 
 
 def add_functions(model: ModelProto, names: Iterable[str]) -> None:
-    """Put the functions named, and their callees, into the model with the import of the domain."""
+    """Put the functions named into the model with the import of the domain."""
     opset = default_opset(model)
     present = {(f.domain, f.name) for f in model.functions}
-    for name in with_callees(names):
+    for name in sorted(set(names)):
         if (DOMAIN, name) not in present:
             model.functions.append(function(name, opset))
     if all(entry.domain != DOMAIN for entry in model.opset_import):

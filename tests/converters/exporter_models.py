@@ -11,7 +11,7 @@ import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 DECODING = {
-    "BitmaskToDense", "CsrConv", "CsrGemm", "CsrMatMul", "CsrToDense", "CsrToMatrix", "CumSum",
+    "BitmaskToDense", "CsrConv", "CsrGemm", "CsrMatMul", "CsrToDense", "CumSum",
     "DequantizeRows", "GapsToIndices", "ScatterElements", "ScatterND", "Unique",
 }  # fmt: skip
 

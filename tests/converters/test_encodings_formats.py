@@ -227,9 +227,9 @@ WANTED_OPERATORS = {
     "If": {"CsrMatMul"},
     "Loop": {"CsrMatMul"},
     "Scan": {"CsrMatMul"},
-    "tied": {"BitmaskToDense"},
-    "LSTM": {"BitmaskToDense"},
-    "GRU": {"BitmaskToDense"},
+    "tied": {"CsrToDense"},
+    "LSTM": {"CsrToDense"},
+    "GRU": {"CsrToDense"},
 }
 
 
