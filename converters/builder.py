@@ -31,7 +31,7 @@ from dns_onnx.converters.graph import ImportedGraph
 from dns_onnx.converters.integer import use_whole_numbers
 from dns_onnx.converters.layers import Layer, with_biases
 from dns_onnx.converters.opaque import is_native
-from dns_onnx.converters.order import subgraphs, topological, used_names
+from dns_onnx.converters.order import Path, subgraphs, topological, used_names, weight_names
 from dns_onnx.converters.pieces import pieces
 from dns_onnx.converters.registry import find
 from dns_onnx.converters.step import Step, label_of
@@ -53,10 +53,15 @@ class Builder:
         typed: GraphProto,
         opsets: dict[str, int],
         scope: Builder | None = None,
+        path: Path = (),
     ) -> None:
         self.proto = proto
         self.opsets = opsets
         self.scope = scope
+        self.path = path
+        self.weight_names: dict[tuple[Path, str], str] = (
+            weight_names(proto, frozenset(TRAINABLE)) if scope is None else scope.weight_names
+        )
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.holder_names: set[str] = set() if scope is None else scope.holder_names
@@ -109,14 +114,18 @@ class Builder:
             shape = tuple(constant().shape)
         value = Value(name, elem, shape, constant=constant)
         value.scalar_weight = all(d == 1 for d in shape)
-        value.weight = "" if value.scalar_weight else name
+        value.weight = "" if value.scalar_weight else self._weight_name(name)
         if elem in TRAINABLE:
             value.trainable = True
             value.emit = lambda use: emit_held(self, value, use)
         return value
 
+    def _weight_name(self, name: str) -> str:
+        return self.weight_names.get((self.path, name), name)
+
     def unique_holder_name(self, name: str) -> str:
         """The initializer's name; made distinct if two bodies of control flow share it."""
+        name = self._weight_name(name)
         free, count = name, 1
         while free in self.holder_names:
             free, count = f"{name}#{count}", count + 1
@@ -260,9 +269,9 @@ class Builder:
             value.dims = dims
         self.values[name] = value
 
-    def child(self, proto: GraphProto, typed: GraphProto) -> Builder:
-        """A builder for a body of one of this graph's nodes."""
-        return Builder(proto, typed, self.opsets, self)
+    def child(self, proto: GraphProto, typed: GraphProto, below: Path = ()) -> Builder:
+        """A builder for a body of one of this graph's nodes, or (`below` empty) a part of it."""
+        return Builder(proto, typed, self.opsets, self, (*self.path, *below))
 
     def typed_body(self, node: NodeProto, name: str) -> GraphProto:
         """The body `name` of a node as shape inference left it."""

@@ -171,16 +171,12 @@ def _set_weights(model: ModelProto, weights: Mapping[str, Array]) -> set[str]:
             "use the ONNX initializer names"
         )
     for name, weight in weights.items():
-        for site in sites[name]:
-            _set_weight(site, weight)
+        _set_weight(sites[name], weight)
     return set(weights)
 
 
-def _sites_by_name(model: ModelProto) -> dict[str, list[Site]]:
-    found: dict[str, list[Site]] = {}
-    for site in find_sites(model):
-        found.setdefault(site.name, []).append(site)
-    return found
+def _sites_by_name(model: ModelProto) -> dict[str, Site]:
+    return {site.weight: site for site in find_sites(model)}
 
 
 def _set_weight(site: Site, weight: Array) -> None:

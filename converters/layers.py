@@ -70,7 +70,11 @@ def _axes(step: Step, operand: str) -> dict[str, int]:
 
     Only where the node reads the initializer as it is, not a Transpose or Reshape of it.
     """
-    direct = {v.weight for v in step.operands if v is not None and v.name == v.weight}
+    direct = {
+        v.weight
+        for v in step.operands
+        if v is not None and (v.weight == v.name or v.weight.startswith(f"{v.name}#"))
+    }
     value = step.operands[step.names.index(operand)]
     if value is None or value.weight not in direct:
         return {}

@@ -70,3 +70,43 @@ def outer_names(body: GraphProto) -> set[str]:
     for node in body.node:
         read |= used_names(node)
     return read - own
+
+
+Path = tuple[tuple[tuple[str, ...], str], ...]
+
+
+def body_step(node: NodeProto, attribute: str) -> tuple[tuple[str, ...], str]:
+    """A node's step on the path to its body `attribute`."""
+    return tuple(node.output), attribute
+
+
+def weight_names(graph: GraphProto, held: frozenset[int]) -> dict[tuple[Path, str], str]:
+    """The name of each tensor of the types `held`, by where its graph lies and its name there.
+
+    A name that several bodies of control flow share is numbered (`w`, `w#1`) in graph order.
+    Importer and exporter both name weights so, and thereby mean the same tensors.
+    """
+    names: dict[tuple[Path, str], str] = {}
+    taken: set[str] = set()
+    for place in _held_tensors(graph, (), held):
+        free, count = place[1], 1
+        while free in taken:
+            free, count = f"{place[1]}#{count}", count + 1
+        taken.add(free)
+        names[place] = free
+    return names
+
+
+def _held_tensors(
+    graph: GraphProto, path: Path, held: frozenset[int]
+) -> Iterator[tuple[Path, str]]:
+    yield from ((path, t.name) for t in graph.initializer if t.data_type in held)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from _held_tensors(
+                    attribute.g, (*path, body_step(node, attribute.name)), held
+                )
+            elif node.op_type == "Constant" and attribute.name == "value":
+                if attribute.t.data_type in held:
+                    yield path, node.output[0]

@@ -99,7 +99,7 @@ class Plan:
         self._candidates = [
             self._candidate(site, min_sparsity)
             for site in find_sites(model)
-            if wanted is None or site.name in wanted
+            if wanted is None or site.weight in wanted
         ]
         _choose(self._candidates, max(self._opset, MIN_OPSET))
         self.rows = [_row(candidate, format) for candidate in self._candidates]
@@ -249,7 +249,7 @@ def _row(candidate: _Candidate, format: str) -> TensorRow:
             else "the operators' bodies take more than all weights together save"
         )
     return TensorRow(
-        name=site.name,
+        name=site.weight,
         node=(node.name or node.output[0]) if node is not None else "",
         op_type=node.op_type if node is not None else "",
         shape=tuple(site.tensor.dims),

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from dns_onnx.converters.order import Path, body_step, weight_names
+
 FLOAT_TYPES = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 )
@@ -27,6 +29,7 @@ class Site:
 
     graph: the graph that holds it, the main one or a body.  constant: the Constant node, if any.
     uses: every reader, in bodies too, in graph order.
+    weight: what importer and exporter call it: its name, numbered where several bodies share it.
     """
 
     name: str
@@ -34,12 +37,13 @@ class Site:
     tensor: TensorProto
     constant: NodeProto | None = None
     uses: list[Use] = field(default_factory=list)
+    weight: str = ""
 
 
 def find_sites(model: ModelProto) -> list[Site]:
     """Every float tensor of the model, those in control-flow bodies too, in graph order."""
     sites: list[Site] = []
-    _walk(model.graph, {}, sites)
+    _walk(model.graph, {}, sites, (), weight_names(model.graph, FLOAT_TYPES))
     return sites
 
 
@@ -95,25 +99,35 @@ def node_index(graph: GraphProto, node: NodeProto) -> int:
     return next(i for i, other in enumerate(graph.node) if list(other.output) == wanted)
 
 
-def _walk(graph: GraphProto, outer: dict[str, Site | None], sites: list[Site]) -> None:
+def _walk(
+    graph: GraphProto,
+    outer: dict[str, Site | None],
+    sites: list[Site],
+    path: Path,
+    names: dict[tuple[Path, str], str],
+) -> None:
     """Collect the sites of one graph; `outer` maps every name in scope, None = no site."""
     scope = dict(outer)
     for value in graph.input:
         scope[value.name] = None
     for tensor in graph.initializer:
-        _add(Site(tensor.name, graph, tensor), scope, sites)
+        weight = names.get((path, tensor.name), tensor.name)
+        _add(Site(tensor.name, graph, tensor, weight=weight), scope, sites)
     for node in graph.node:
         for index, name in enumerate(node.input):
             site = scope.get(name)
             if site is not None:
                 site.uses.append(Use(graph, node, index))
-        for body in bodies(node):
-            _walk(body, scope, sites)
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                inner = (*path, body_step(node, attribute.name))
+                _walk(attribute.g, scope, sites, inner, names)
         for name in node.output:
             scope[name] = None
         held = constant_tensor(node)
         if held is not None:
-            _add(Site(node.output[0], graph, held, node), scope, sites)
+            weight = names.get((path, node.output[0]), node.output[0])
+            _add(Site(node.output[0], graph, held, node, weight=weight), scope, sites)
     for index, value in enumerate(graph.output):
         site = scope.get(value.name)
         if site is not None:

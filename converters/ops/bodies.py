@@ -10,6 +10,7 @@ from torch import fx
 
 from dns_onnx.converters.emit import note_outputs, put
 from dns_onnx.converters.emit_values import attach
+from dns_onnx.converters.order import body_step
 from dns_onnx.converters.values import Value
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def body_node(
     host: which of its inputs are CPU values.
     """
     proto = next(a.g for a in node.attribute if a.name == name)
-    child = builder.child(proto, builder.typed_body(node, name))
+    child = builder.child(proto, builder.typed_body(node, name), (body_step(node, name),))
     for info, on_host in zip(proto.input, host, strict=False):
         child.values[info.name].host = on_host
     module = child.module(output.name for output in proto.output)

@@ -11,11 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import ModelProto, helper, numpy_helper
 
 from dns_onnx.converters.encodings import files, to_dense
 from dns_onnx.converters.exporter import convert, export_model
+from dns_onnx.converters.importer import import_model
 from dns_onnx.errors import ExportError
+from dns_onnx.masks import holders
 
 from .exporter_models import build, run, sparse, tensors
 
@@ -196,6 +199,42 @@ def test_weights_in_constant_nodes_and_bodies_are_found() -> None:
         made = export_model(model, {"W": weight}, format=format)
         assert np.array_equal(run(made.model, X=np.eye(2, 60, dtype=np.float32))[0], weight[:2])
         assert made.model.ByteSize() < model.ByteSize() or format == "dense"
+
+
+def test_weights_of_one_name_in_two_bodies_stay_apart() -> None:
+    rng = np.random.default_rng(6)
+    weights = {"w": sparse(rng, (60, 60)), "w#1": sparse(rng, (60, 60))}
+    branches = {}
+    for branch in ("else_branch", "then_branch"):  # each weight is dense in the original
+        w = rng.standard_normal((60, 60)).astype(np.float32)
+        nodes = [helper.make_node("MatMul", ["X", "w"], [f"{branch}_y"])]
+        result = helper.make_tensor_value_info(f"{branch}_y", 1, [2, 60])
+        held = [numpy_helper.from_array(w, "w")]
+        branches[branch] = helper.make_graph(nodes, branch, [], [result], held)
+    graph = helper.make_graph(
+        [helper.make_node("If", ["take"], ["Y"], **branches)],
+        "two",
+        [
+            helper.make_tensor_value_info("take", onnx.TensorProto.BOOL, []),
+            helper.make_tensor_value_info("X", 1, [2, 60]),
+        ],
+        [helper.make_tensor_value_info("Y", 1, [2, 60])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    module = import_model(model)
+    held_by = holders(module)
+    assert set(held_by) == set(weights)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            held_by[name].weight.copy_(torch.from_numpy(weight))
+    x = rng.standard_normal((2, 60)).astype(np.float32)
+    for format in ("csr", "portable", "coo", "dense"):
+        made = export_model(model, weights, format=format)
+        assert {row.name for row in made.tensors} == set(weights)
+        for take in (False, True):
+            wanted = module(torch.tensor(take), torch.from_numpy(x)).detach().numpy()
+            got = run(made.model, take=np.array(take), X=x)[0]
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 # Old files
