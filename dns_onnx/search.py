@@ -273,7 +273,11 @@ class Search:
 
         Raises CheckpointError where they belong to another search.
         """
-        self.trials = read_trials(self.folder)
+        if distributed.is_main():
+            self.trials = read_trials(self.folder)  # before others look: it may mend the file
+        distributed.wait()
+        if not distributed.is_main():
+            self.trials = read_trials(self.folder)
         for trial in self.trials:
             if trial.original_metric != self.original:
                 raise CheckpointError(

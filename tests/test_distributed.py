@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from dns_onnx import checkpoint, distributed
 from dns_onnx.errors import ConfigError
@@ -49,12 +50,12 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def run(folder: Path, out: str, ranks: int) -> None:
+def run(folder: Path, out: str, ranks: int, *more: str) -> None:
     """The worker in `ranks` processes, to its end."""
     port = free_port()
     children = [
         subprocess.Popen(
-            [sys.executable, WORKER, folder, out],
+            [sys.executable, WORKER, folder, out, *more],
             env=environment(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(ranks),
                             MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -125,6 +126,61 @@ def test_all_stop_together_and_go_on_bit_by_bit(small: Path, shard: str) -> None
     assert again.wait(300) == 0, (small / "cut.onnx.txt").read_text()
     assert f"Resumed at iteration {at}" in (small / "cut.onnx.txt").read_text()
     assert (small / "cut.onnx").read_bytes() == (small / "whole.onnx").read_bytes()
+
+
+SEARCH = """
+[data]
+batch = 16
+holdout = 0.2
+[train]
+iterations = 60
+log_every = 20
+checkpoint_seconds = 0.1
+[solver]
+lr = 0.02
+[target]
+max_drop = 2.0
+growth = 2.0
+trials = 3
+"""
+
+
+def decisions(run_dir: Path) -> list[dict[str, object]]:
+    """What a search decided, as it stands in trials.jsonl."""
+    rows = map(json.loads, (run_dir / "trials.jsonl").read_text().splitlines())
+    return [{k: row[k] for k in ("trial", "plan", "kept", "accepted", "layers")} for row in rows]
+
+
+@pytest.mark.slow
+def test_two_processes_search_as_one_and_go_on_where_they_were(small: Path) -> None:
+    (small / "config.toml").write_text(SEARCH)
+    run(small, "one.onnx", 1)
+    run(small, "two.onnx", 2)
+    one, first, second = (
+        json.loads((small / f"{name}.json").read_text())
+        for name in ("one.onnx.0", "two.onnx.0", "two.onnx.1")
+    )
+    assert len(one) == 180
+    assert first == second, "the ranks' masks differ"
+    assert first == one, "the masks differ from a single process's"
+    assert decisions(small / "two.run") == decisions(small / "one.run")
+    for trial in range(3):
+        a, b = (load_file(small / f"{name}.run" / f"trial-{trial:03d}" / "result.safetensors")
+                for name in ("one", "two"))  # fmt: skip
+        assert a.keys() == b.keys()
+        for name, values in a.items():
+            close = 1e-5 if name.startswith("weight.") else 0
+            np.testing.assert_allclose(b[name], values, atol=close, rtol=0)
+
+    written = (small / "two.onnx").read_bytes()
+    log = small / "two.run" / "trials.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(lines[0] + lines[1][: len(lines[1]) // 2])  # killed while it wrote
+    run(small, "two.onnx", 2, "--resume")
+    resumed = [json.loads((small / f"two.onnx.{r}.json").read_text()) for r in (0, 1)]
+    assert resumed[0] == resumed[1] == first[60:]
+    assert (small / "two.onnx").read_bytes() == written
+    assert decisions(small / "two.run") == decisions(small / "one.run")
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,15 @@ from dns_onnx.config import load_config
 from dns_onnx.errors import NotMain
 from dns_onnx.masks import is_divided, whole
 from dns_onnx.surgery import Surgery
+from dns_onnx.targets import TargetSurgery
 
 
 def main(folder: Path, out: str, *more: str) -> None:
     masks: list[str] = []
-    step = Surgery.step
+    steps = {kind: kind.step for kind in (Surgery, TargetSurgery)}
 
     def noted(surgery: Surgery, iteration: int) -> list[str]:
-        fired = step(surgery, iteration)
+        fired = steps[type(surgery)](surgery, iteration)
         divided = any(is_divided(t.mask) for layer in surgery for t in layer.tensors)
         assert divided == (shard and distributed.size() > 1)
         digest = hashlib.sha256()
@@ -31,7 +32,7 @@ def main(folder: Path, out: str, *more: str) -> None:
         masks.append(digest.hexdigest())
         return fired
 
-    Surgery.step = noted
+    Surgery.step = TargetSurgery.step = noted
     config = load_config(folder / "config.toml")
     shard = config.train.shard
     with distributed.processes("cpu", config.data.batch):
