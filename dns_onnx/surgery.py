@@ -25,6 +25,11 @@ UPPER_EDGE = 1.1  # b = 1.1 t: a cut entry above it is spliced back
 ELEMENTS = Elements()
 
 
+def update_probability(gamma: float, power: float, iteration: int) -> float:
+    """Chance that masks are updated at this iteration.  Source: the paper, section 3.3."""
+    return math.pow(1.0 + gamma * iteration, -power)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """When and how hard one layer is operated on.
@@ -44,8 +49,8 @@ class Schedule:
     ramp_iters: int = 0
 
     def probability(self, iteration: int) -> float:
-        """Chance that the masks are updated at this iteration.  Source: the paper, section 3.3."""
-        return math.pow(1.0 + self.gamma * iteration, -self.power)
+        """Chance that the masks are updated at this iteration."""
+        return update_probability(self.gamma, self.power, iteration)
 
     def c_rate_at(self, iteration: int) -> float:
         """c_rate, ramped."""

@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dns_onnx.errors import CheckpointError, ConfigError
-from dns_onnx.masks import is_divided
-from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE, LayerSurgery, Surgery
+from dns_onnx.errors import CheckpointError
+from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE, LayerSurgery, Surgery, update_probability
 
 PRICE_EVERY = 20  # iterations between two settings of the thresholds
 LISTEN_EVERY = 5  # iterations between two readings of the gradients
@@ -61,7 +60,7 @@ class Descent:
 
     def probability(self, iteration: int) -> float:
         """Chance that the masks are updated at this iteration."""
-        return math.pow(1.0 + self.gamma * iteration, -self.power)
+        return update_probability(self.gamma, self.power, iteration)
 
 
 class TargetSurgery(Surgery):
@@ -75,11 +74,6 @@ class TargetSurgery(Surgery):
         self, layers: Sequence[LayerSurgery], seed: int, goals: Sequence[Goal], descent: Descent
     ) -> None:
         super().__init__(layers, seed)
-        if any(is_divided(t.weight) for layer in layers for t in layer.tensors):
-            raise ConfigError(
-                "train.shard: expected thresholds (c_rate), got a goal, which weighs all entries "
-                "against each other; train without train.shard, or give thresholds"
-            )
         self.goals, self.descent = list(goals), descent
         device = layers[0].tensors[0].weight.device
         self.fisher = {x.key: torch.zeros((), dtype=torch.float64, device=device) for x in layers}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,17 @@ def paper_models(data_root: Path) -> Path:
 @pytest.fixture(scope="session")
 def mnist(data_root: Path) -> Path:
     return data_root / "data" / "mnist"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread, whose sums are the same in every run."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

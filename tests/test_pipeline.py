@@ -22,6 +22,8 @@ from dns_onnx.config import Config, parse_config
 from dns_onnx.errors import CheckpointError, ConfigError, DataError, TrainingError
 from dns_onnx.pipeline import Result
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = {
     "data": {"batch": 16, "holdout": 0.2},
     "train": {"iterations": 400, "eval_every": 50, "log_every": 50},
@@ -46,14 +48,6 @@ def weights(path: Path) -> dict[str, np.ndarray]:
     from dns_onnx.converters.reader import read_model
 
     return {i.name: numpy_helper.to_array(i) for i in read_model(path).graph.initializer}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_pruned_file_that_holds_what_was_trained(small: Path) -> None:

@@ -19,6 +19,8 @@ from dns_onnx.pipeline import Result
 from dns_onnx.search import TRIALS, Plan, Trial, goals, next_plan, read_trials, smallest
 from dns_onnx.train import Run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def trial(
     number: int, ratio: float, accepted: bool, metric: float | None = 0.9, gentle: int = 0
@@ -107,14 +109,6 @@ def rows(folder: Path) -> list[dict]:
     """The trials of a run folder, without the times."""
     found = [json.loads(line) for line in (folder / TRIALS).read_text().splitlines()]
     return [{**row, "seconds": 0} for row in found]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_smallest_model_within_the_budget_is_written(small: Path) -> None:

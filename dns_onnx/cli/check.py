@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import onnx
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dns_onnx import report, sources
 from dns_onnx.cli.compress import DATA_HELP, DROP_LIMIT_HELP, METRIC_HELP
@@ -21,6 +21,8 @@ from dns_onnx.errors import ModelError
 from dns_onnx.pipeline import evaluation_pairs, masked_graph
 from dns_onnx.prepare import input_specs
 from dns_onnx.runtime.check import check
+
+Stored = TypeVar("Stored", bound=BaseModel)
 
 NAME = "check"
 EXAMPLE = "Example: dns-onnx check lenet5.onnx small.onnx --eval mnist:data/mnist --max-drop 0.1"
@@ -90,13 +92,7 @@ def stored_preprocess(model: onnx.ModelProto) -> Preprocess:
 
     Raises ModelError where it cannot be read.
     """
-    text = stored(model, "preprocess")
-    try:
-        return Preprocess.model_validate_json(text) if text else Preprocess()
-    except ValidationError as error:
-        raise ModelError(
-            f"metadata dns_onnx.preprocess: expected preprocessing in JSON, got {text!r}"
-        ) from error
+    return _stored_as(Preprocess, model, "preprocess", "preprocessing")
 
 
 def stored_settings(model: onnx.ModelProto) -> Config:
@@ -104,10 +100,14 @@ def stored_settings(model: onnx.ModelProto) -> Config:
 
     Raises ModelError where they cannot be read.
     """
-    text = stored(model, "config")
+    return _stored_as(Config, model, "config", "settings")
+
+
+def _stored_as(kind: type[Stored], model: onnx.ModelProto, key: str, what: str) -> Stored:
+    text = stored(model, key)
     try:
-        return Config.model_validate_json(text) if text else Config()
+        return kind.model_validate_json(text) if text else kind()
     except ValidationError as error:
         raise ModelError(
-            f"metadata dns_onnx.config: expected settings in JSON, got {text!r}"
+            f"metadata dns_onnx.{key}: expected {what} in JSON, got {text!r}"
         ) from error
