@@ -67,7 +67,8 @@ def emit_held(builder: Builder, value: Value, use: str) -> fx.Node:
         name = builder.unique_holder_name(value.name)
         tensor = value.tensor()
         if value.channels_last:
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
+            # (`contiguous` would leave the strides of a single channel as they are)
+            tensor = tensor.to(memory_format=torch.channels_last)
         holder = Masked(name, tensor, trainable=False)
         # the holder owns the values from here on: a second reference would double the memory
         value.constant = holder.weight.detach

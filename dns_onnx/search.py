@@ -198,11 +198,9 @@ class Search:
         """The run of one trial, from the weights and masks that the model has now."""
         config = trial_config(self.run.config, plan, number)
         layers = list(self.run.surgery)
-        stop = int(SURGERY_SHARE * config.train.iterations)
         surgery = TargetSurgery(
-            layers, config.seed, goals(layers, self.sparsity, 1.0 / plan.ratio),
-            Descent(stop, int(RAMP_SHARE * stop)),
-        )  # fmt: skip
+            layers, config.seed, goals(layers, self.sparsity, 1.0 / plan.ratio), descent(config)
+        )
         fingerprint = {**self.run.fingerprint, "plan": asdict(plan), "trial": number}
         return self.run.again(surgery, config, self._folder(number), fingerprint)
 
@@ -303,12 +301,20 @@ def read_trials(folder: Path) -> list[Trial]:
 
 def trial_config(config: Config, plan: Plan, number: int) -> Config:
     """The settings of one trial: draws of its own, and defaults that suit a trial."""
+    gentler = 2**plan.gentle
     iterations = config.train.iterations
     if "iterations" not in config.train.model_fields_set:
         iterations = TRIAL_ITERATIONS
-    iterations *= 2**plan.gentle
-    tail = iterations - int(SURGERY_SHARE * iterations)
-    solver = {"lr": config.solver.lr / 2**plan.gentle}
+    iterations *= gentler
+    surgery = config.surgery
+    stop = int(SURGERY_SHARE * iterations)
+    if surgery.iter_stop is not None:
+        stop = min(surgery.iter_stop * gentler, iterations)
+    ramp = int(RAMP_SHARE * stop)
+    if surgery.ramp_iters is not None:
+        ramp = min(surgery.ramp_iters * gentler, stop)
+    tail = iterations - stop
+    solver = {"lr": config.solver.lr / gentler}
     if "tail" not in config.solver.model_fields_set:
         solver["tail"] = tail
     every = max(min(config.train.eval_every or iterations, tail // 4), 1)
@@ -319,7 +325,16 @@ def trial_config(config: Config, plan: Plan, number: int) -> Config:
                 update={"iterations": iterations, "eval_every": every}
             ),
             "solver": config.solver.model_copy(update=solver),
+            "surgery": surgery.model_copy(update={"iter_stop": stop, "ramp_iters": ramp}),
         }
+    )
+
+
+def descent(config: Config) -> Descent:
+    """When the goal of a trial is approached, by its settings (see `trial_config`)."""
+    settings = config.surgery
+    return Descent(
+        settings.iter_stop or 0, settings.ramp_iters or 0, settings.gamma, settings.power
     )
 
 

@@ -16,7 +16,18 @@ from dns_onnx import compress
 from dns_onnx.config import Config, Target, parse_config
 from dns_onnx.errors import CheckpointError, ConfigError, TrainingError
 from dns_onnx.pipeline import Result
-from dns_onnx.search import TRIALS, Plan, Trial, goals, next_plan, read_trials, smallest
+from dns_onnx.search import (
+    TRIALS,
+    Plan,
+    Trial,
+    descent,
+    goals,
+    next_plan,
+    read_trials,
+    smallest,
+    trial_config,
+)
+from dns_onnx.targets import Descent
 from dns_onnx.train import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -250,6 +261,23 @@ def test_goals_that_cannot_be_are_refused() -> None:
     layers = [Layer("a"), Layer("b")]
     with pytest.raises(ConfigError, match="leave -30 for the layers"):
         goals(layers, {"a": 0.5}, 0.1)  # type: ignore[list-item]
+
+
+def test_the_masks_of_a_trial_freeze_and_update_as_the_settings_say() -> None:
+    given = settings(surgery={"gamma": 3e-5, "power": 2, "iter_stop": 80, "ramp_iters": 60})
+    first = descent(trial_config(given, Plan(4.0, None), 0))
+    assert first == Descent(80, 60, 3e-5, 2.0)
+    gentler = trial_config(given, Plan(4.0, None, gentle=1), 1)
+    assert (descent(gentler), gentler.solver.tail) == (
+        Descent(160, 120, 3e-5, 2.0),
+        gentler.train.iterations - 160,
+    )
+
+
+def test_the_masks_of_a_trial_freeze_after_most_of_it_by_default() -> None:
+    told = trial_config(Config(), Plan(4.0, None), 0)
+    assert (told.train.iterations, told.solver.tail) == (8000, 2400)
+    assert descent(told) == Descent(5600, 4760, 1e-4, 1.0)
 
 
 class Crash(BaseException):

@@ -234,6 +234,16 @@ def test_weights_of_image_convolutions_lie_channels_last() -> None:
     assert last == {"image": True, "other": False}
 
 
+def test_the_weight_of_a_convolution_over_one_channel_says_that_it_lies_channels_last() -> None:
+    nodes = [node("Conv", ["x", "image"], ["y"])]
+    model, feeds = graph_model(
+        nodes, {"x": floats(2, 1, 8, 8)}, {"image": floats(4, 1, 3, 3)}, ["y"], opset=13
+    )
+    assert_same(model, feeds)
+    found = import_model(model)(torch.from_numpy(feeds[0]))
+    assert found.stride(1) == 1
+
+
 def test_nodes_may_stand_in_any_order() -> None:
     model, feeds = lenet()
     nodes = list(model.graph.node)[::-1]
