@@ -366,7 +366,8 @@ def _state(run: Run) -> dict[str, Tensor]:
     """Weights and masks, copied to the CPU; masks as bits."""
     found = {}
     for name, holder in run.weights.items():
-        found[f"weight.{name}"] = whole(holder.weight.detach()).cpu().clone()
+        weight = whole(holder.weight.detach()).cpu()  # may lie channels-last
+        found[f"weight.{name}"] = weight.clone(memory_format=torch.contiguous_format)
         if holder.mask is not None:
             found[f"mask.{name}"] = packed(whole(holder.mask))
     return found

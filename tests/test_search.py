@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from dns_onnx import compress
 from dns_onnx.config import Config, Target, parse_config
@@ -278,6 +278,35 @@ def test_the_masks_of_a_trial_freeze_after_most_of_it_by_default() -> None:
     told = trial_config(Config(), Plan(4.0, None), 0)
     assert (told.train.iterations, told.solver.tail) == (8000, 2400)
     assert descent(told) == Descent(5600, 4760, 1e-4, 1.0)
+
+
+def test_a_search_over_convolutions_whose_weights_lie_channels_last(small: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"c1": (3, 1, 3, 3), "c2": (4, 3, 3, 3), "fc": (4, 16)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "c1"], ["a"], name="c1"),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("Conv", ["b", "c2"], ["c"], name="c2"),
+            helper.make_node("Flatten", ["c"], ["d"]),
+            helper.make_node("Gemm", ["d", "fc"], ["y"], name="fc", transB=1),
+        ],
+        "convolutions",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 1, 6, 6])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+         for name, shape in weights.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, small / "net.onnx")
+    labels = rng.integers(0, 4, 200)
+    x = rng.standard_normal((200, 1, 6, 6)).astype(np.float32) + labels[:, None, None, None]
+    np.savez(small / "train.npz", x=x, labels=labels)
+    config = settings(target={"compression": 2}, train={"iterations": 20})
+    result = run(small, config=config)
+    assert result.check.ok
+    again = run(small, "again.onnx", config=config, run_dir=small / "out.run", resume=True)
+    assert again.path.read_bytes() == result.path.read_bytes()
 
 
 class Crash(BaseException):
