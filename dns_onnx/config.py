@@ -195,6 +195,8 @@ class Target(_Strict):
     max_drop: how much worse than the original the model may be on held-out data, in percentage
         points (or what `runtime.metrics` says of the metric); default 0.1.  min_metric: how bad
         the metric itself may be, as a fraction (0.99, not 99 %).
+    reference: what drops are counted from: auto looks whether the original knows the held-out rows
+        by heart, and by how much (`reference`); original takes its own metric as it is.
     trials: at most so many; iterations are those of one trial.  growth: factor on the compression
         from trial to trial while all goes well.  precision: the search ends when it knows the
         highest compression within the budget to this factor.
@@ -204,9 +206,10 @@ class Target(_Strict):
     sparsity: float | None = Field(None, gt=0, lt=1)
     max_drop: float | None = Field(None, allow_inf_nan=False)
     min_metric: float | None = Field(None, allow_inf_nan=False)
+    reference: Literal["auto", "original"] = "auto"
     trials: int = Field(16, ge=1)
     growth: float = Field(4.0, gt=1)
-    precision: float = Field(1.05, gt=1)
+    precision: float = Field(1.1, gt=1)
 
     @model_validator(mode="after")
     def _one_goal(self) -> Target:

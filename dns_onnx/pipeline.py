@@ -36,6 +36,7 @@ from dns_onnx.prepare import (
     prepare_run,
     torch_device,
 )
+from dns_onnx.reference import Reference
 from dns_onnx.runtime.check import Check, check
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.runtime.session import session
@@ -68,7 +69,7 @@ class Result:
     objective: what was learned and what it is judged by, in words.
     metric: what the result is judged by.  max_drop: how much worse it may be, None if no matter.
     fingerprint: digests of the model and the data.
-    trials: of a search, in order.
+    trials: of a search, in order.  reference: what its drops count from.
     """
 
     model: Path
@@ -88,6 +89,7 @@ class Result:
     max_drop: float | None
     fingerprint: dict[str, Any]
     trials: list[Trial] = field(default_factory=list)
+    reference: Reference | None = None
 
 
 def compress(
@@ -106,7 +108,7 @@ def compress(
     drop_dead: bool = False,
     bench_seconds: float = 1.0,
     observe: Observer = silent,
-    tell: Callable[[Trial], None] = lambda trial: None,
+    tell: Callable[[Trial | Reference], None] = lambda found: None,
     pick: int | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
 ) -> Result:
@@ -123,7 +125,8 @@ def compress(
         search too.
     drop_dead: also remove units that died with the pruning, where the result is provably the same.
     bench_seconds: how long each contender of the check is timed.
-    observe: called with each look at the run.  tell: called with each trial of a search.
+    observe: called with each look at the run.  tell: called with what a search finds, when it
+        does: what its drops count from, then each trial.
     pick: export this trial of a finished search (with `resume`) rather than the smallest.
     tensorboard: folder for events.
     Raises a DnsOnnxError that says what to mend; `out` is then untouched.  Of many processes (see
@@ -159,10 +162,13 @@ def compress(
             run.start_fresh()
         started_at = run.resume() if resume else 0
         outcome, trials = run.train(teaching, heldout, observe), []
-        thresholds = run.surgery.thresholds()
+        thresholds, reference = run.surgery.thresholds(), None
     else:
         search = start_search(prepared, teaching, heldout, resume)
         started_at = len(search.trials)
+        search.settle(observe)
+        reference = search.reference
+        tell(reference)
         best = search.find(observe, tell) if pick is None else search.take(pick)
         outcome, trials = finished(best, search.trials), search.trials
         thresholds = best.thresholds
@@ -178,15 +184,28 @@ def compress(
     found = check(
         Path(model), out, evaluation_pairs(judged, config, limit), reference=exact,
         metric=run.objective.metric, outputs=[h.output for h in run.objective.heads],
-        max_drop=max_drop, seconds=bench_seconds,
+        max_drop=allowed(max_drop, reference, run.objective.metric, judged is heldout),
+        seconds=bench_seconds,
     )  # fmt: skip
     if sources.is_random(train):
         found = replace(found, words=[WEAK, *found.words])
     return Result(
         Path(model), out, config, str(where), started_at, outcome, layer_results(run, thresholds),
         prepared.spared, export, found, source, run.folder, run.objective.said,
-        run.objective.metric, max_drop, run.fingerprint, trials,
+        run.objective.metric, max_drop, run.fingerprint, trials, reference,
     )  # fmt: skip
+
+
+def allowed(
+    max_drop: float | None, reference: Reference | None, metric: Metric, heldout: bool
+) -> float | None:
+    """The drop against the original that the written file may have on the data that judge it.
+
+    heldout: whether these are the held-out rows, which the original may know by heart.
+    """
+    if max_drop is None or reference is None or not heldout:
+        return max_drop
+    return max_drop + metric.drop(reference.original, reference.metric)
 
 
 def with_budget(config: Config, max_drop: float | None) -> Config:

@@ -132,6 +132,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "config": result.config.model_dump(mode="json"),
         "outcome": asdict(result.outcome),
         "metric_source": result.metric_source,
+        "reference": result.reference and asdict(result.reference),
         "started_at": result.started_at,
         "layers": [asdict(layer) for layer in result.layers],
         "spared": [asdict(layer) for layer in result.spared],
@@ -157,10 +158,17 @@ def to_markdown(result: Result) -> str:
         *(f"Note: {note}" for note in result.export.notes),
         *_units(result.export.dropped),
         "## Check", markdown(check_table(result.check)),
+        *_counted(result),
         *result.check.words,
         *(f"**Problem:** {p}" for p in result.check.problems),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _counted(result: Result) -> list[str]:
+    """What the search's drops count from, in a sentence, where there is something to say."""
+    said = result.reference.said if result.reference is not None else ""
+    return [f"{said[:1].upper()}{said[1:]}."] if said else []
 
 
 def _units(rows: Sequence[Any]) -> list[str]:

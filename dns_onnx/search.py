@@ -30,6 +30,7 @@ from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
 from dns_onnx.journal import Observer, packed, unpacked
 from dns_onnx.masks import whole
+from dns_onnx.reference import REFERENCE, TWIN, Reference, settle
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.surgery import LayerSurgery
 from dns_onnx.targets import Descent, Goal, TargetSurgery, least
@@ -62,8 +63,8 @@ class Trial:
     """One trial, as it stands in trials.jsonl.
 
     ratio: entries under surgery over entries kept.  metric: held-out; None where it diverged.
-    drop: against the original's.  layers, thresholds: kept entries, and t at the end, by the
-    initializer name of the weight.
+    reference: what the budget counts from.  drop: against it.  layers, thresholds: kept entries,
+    and t at the end, by the initializer name of the weight.
     """
 
     trial: int
@@ -74,6 +75,7 @@ class Trial:
     metric: float | None
     metric_name: str
     original_metric: float
+    reference: float
     drop: float | None
     accepted: bool
     iterations: int
@@ -82,6 +84,13 @@ class Trial:
     note: str
     layers: dict[str, int]
     thresholds: dict[str, float]
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, in one word."""
+        if self.accepted:
+            return "accepted"
+        return "diverged" if self.metric is None else "rejected"
 
 
 def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf) -> Plan | None:
@@ -119,7 +128,8 @@ class Search:
 
     run: the run that settings without thresholds prepare; its holders are what all trials train.
     sparsity: of the layers that have a goal of their own, by weight.
-    original: the metric of the unpruned model on the held-out rows, which the budget counts from.
+    original: the metric of the unpruned model on the held-out rows.
+    reference: what the budget counts from; the original's metric until `settle`.
     """
 
     def __init__(
@@ -128,12 +138,40 @@ class Search:
     ) -> None:  # fmt: skip
         self.run, self.sparsity, self.data, self.heldout = run, sparsity, data, heldout
         self.original = original
+        self.reference = Reference(original, original, "")
         self.folder, self.target = run.folder, run.config.target
         self.first = _state(run)
         self.highest = run.surgery.size() / sum(map(least, run.surgery))
         self.trials: list[Trial] = []
 
     # ------------------------------------------------------------------ the search
+
+    def settle(self, observe: Observer) -> None:
+        """Find what the budget counts from, where there is a budget that counts.
+
+        Raises CheckpointError where the trials so far counted from something else.
+        """
+        if self.drop_allowed is not None:
+            iterations = trial_config(self.run.config, Plan(1.0, None), 0).train.iterations
+            self.reference = settle(
+                self.run, self.data, self.heldout, self.original, iterations, observe
+            )
+            _restore(self.run, self.first)
+        if any(t.reference != self.reference.metric for t in self.trials):
+            raise CheckpointError(
+                f"{self.folder / TRIALS}: the trials' drops count from another reference; go on "
+                "with the same target.reference, or start anew in another --run-dir"
+            )
+
+    @property
+    def drop_allowed(self) -> float | None:
+        """The drop that a trial may have; None where none counts."""
+        target = self.target
+        if target.density is not None:
+            return None  # the size is what was asked for
+        if target.max_drop is None and target.min_metric is None:
+            return DEFAULT_DROP
+        return target.max_drop
 
     def find(self, observe: Observer, tell: Callable[[Trial], None]) -> Trial:
         """Search to the end; the model is then the smallest one within the budget.
@@ -168,11 +206,11 @@ class Search:
             parent = load_file(self._folder(plan.parent) / RESULT)
         _restore(self.run, parent)
         run = self._run(plan, number)
+        torch.manual_seed(run.config.seed)  # draws of this trial, whatever ran before it here
         run.resume()
         try:
             outcome = run.train(self.data, self.heldout, observe)
         except Diverged as error:
-            _restore(self.run, parent)
             gentler = plan.gentle < GENTLER and "; rolled back, and tried again more gently"
             return self._trial(number, plan, run, None, False, f"{error}{gentler or ''}")
         metric = outcome.best_metric
@@ -184,15 +222,12 @@ class Search:
 
     def within_budget(self, metric: float) -> bool:
         """Whether a model with this held-out metric may be the result."""
-        measure, target = self.run.objective.metric, self.target
+        measure, target, drop = self.run.objective.metric, self.target, self.drop_allowed
         if target.density is not None:
-            return True  # the size is what was asked for
-        drop = target.max_drop
-        if drop is None and target.min_metric is None:
-            drop = DEFAULT_DROP
+            return True
         if target.min_metric is not None and measure.better(target.min_metric, metric):
             return False
-        return drop is None or measure.drop(self.original, metric) <= drop + 1e-9
+        return drop is None or measure.drop(self.reference.metric, metric) <= drop + 1e-9
 
     def _run(self, plan: Plan, number: int) -> Run:
         """The run of one trial, from the weights and masks that the model has now."""
@@ -208,11 +243,11 @@ class Search:
         self, number: int, plan: Plan, run: Run, metric: float | None, accepted: bool, note: str
     ) -> Trial:
         measure: Metric = run.objective.metric
-        surgery = run.surgery
+        surgery, reference = run.surgery, self.reference.metric
         kept, size = surgery.kept(), surgery.size()
         return Trial(
             number, plan, size / max(kept, 1), kept, size, metric, measure.name, self.original,
-            None if metric is None else measure.drop(self.original, metric), accepted,
+            reference, None if metric is None else measure.drop(reference, metric), accepted,
             run.config.train.iterations, run.seconds, run.config.model_dump(mode="json"), note,
             {layer.key: layer.kept() for layer in surgery}, surgery.thresholds(),
         )  # fmt: skip
@@ -255,7 +290,8 @@ class Search:
             return distributed.wait()
         found = read_trials(self.folder)
         folders = sorted(self.folder.glob("trial-*"))
-        begun = len(folders) > len(found)
+        twin = self.folder / TWIN
+        begun = len(folders) > len(found) or checkpoint.latest(twin) is not None
         if begun or (found and next_plan(found, self.target, self.highest) is not None):
             raise CheckpointError(
                 f"{self.folder}: holds an unfinished search of {len(found)} trials; go on with "
@@ -263,7 +299,9 @@ class Search:
             )
         for folder in folders:
             shutil.rmtree(folder)
-        (self.folder / TRIALS).unlink(missing_ok=True)
+        shutil.rmtree(twin, ignore_errors=True)
+        for name in (TRIALS, REFERENCE):
+            (self.folder / name).unlink(missing_ok=True)
         distributed.wait()
 
     def resume(self) -> int:
@@ -286,7 +324,10 @@ class Search:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """The finished trials of a run folder; a line that was cut short is taken out of the file."""
+    """The finished trials of a run folder; a line that was cut short is taken out of the file.
+
+    Raises CheckpointError where the file is not one of ours.
+    """
     path = folder / TRIALS
     if not path.exists():
         return []
@@ -295,8 +336,14 @@ def read_trials(folder: Path) -> list[Trial]:
     if len(complete) < len(whole):
         with path.open("r+b") as file:
             file.truncate(len(complete))
-    rows = [json.loads(line) for line in complete.splitlines()]
-    return [Trial(**{**row, "plan": Plan(**row["plan"])}) for row in rows]
+    try:
+        rows = [json.loads(line) for line in complete.splitlines()]
+        return [Trial(**{**row, "plan": Plan(**row["plan"])}) for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: expected one trial of this version a line, got {error}; start anew in "
+            "another --run-dir"
+        ) from None
 
 
 def trial_config(config: Config, plan: Plan, number: int) -> Config:

@@ -14,7 +14,7 @@ import pytest
 
 from dns_onnx import compress, page
 from dns_onnx.config import load_config, parse_config
-from dns_onnx.errors import CheckpointError, ExportError
+from dns_onnx.errors import CheckpointError
 from dns_onnx.journal import Change, Progress
 from dns_onnx.page.figures import _budget, undominated
 from dns_onnx.page.render import in_lines, numeric, render
@@ -22,6 +22,7 @@ from dns_onnx.page.story import Story, gather, lineage, thinned
 from dns_onnx.page.svg import Axis, Plot, around
 from dns_onnx.page.words import compact, duration, listed, nbytes, share
 from dns_onnx.pipeline import Result
+from dns_onnx.reference import Reference
 from tests.conftest import small_net
 
 HOSTILE = ("<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "{{ 7 * 7 }} &amp; ]]>")
@@ -94,9 +95,9 @@ def trials() -> list[dict]:
     ]
     return [
         {"trial": i, "ratio": r, "kept": 10, "size": 400, "metric": m, "metric_name": "accuracy",
-         "original_metric": 0.97, "drop": d, "accepted": ok, "iterations": 100, "seconds": 1.5,
-         "plan": {"ratio": r, "parent": None if i == 0 else 0}, "note": note,
-         "layers": {HOSTILE[0]: 5}, "settings": {"seed": 3}}
+         "original_metric": 0.972, "reference": 0.97, "drop": d, "accepted": ok, "iterations": 100,
+         "seconds": 1.5, "plan": {"ratio": r, "parent": None if i == 0 else 0}, "note": note,
+         "layers": {HOSTILE[0]: 5}, "thresholds": {}, "settings": {"seed": 3}}
         for i, (r, m, d, ok, note) in enumerate(rows)
     ]  # fmt: skip
 
@@ -109,7 +110,9 @@ def searched(result: Result, tmp_path: Path) -> Story:
         shutil.copytree(result.run_dir, run / f"trial-{i:03d}")
     rows[1]["layers"] = {layer.weight: layer.kept for layer in result.layers}
     (run / "trials.jsonl").write_text("".join(json.dumps(t) + "\n" for t in rows))
-    return gather(replace(result, run_dir=run), "dns-onnx compress '<i>.onnx' -o out.onnx")
+    known = Reference(0.97, 0.972, "the original knows the held-out rows by heart <b>")
+    told = replace(result, run_dir=run, reference=known)
+    return gather(told, "dns-onnx compress '<i>.onnx' -o out.onnx")
 
 
 def test_the_page_is_whole_and_quiet(searched: Story) -> None:
@@ -197,6 +200,7 @@ def test_the_front_of_a_search(searched: Story) -> None:
     assert "1 diverged and have no dot" in found.text
     assert "at least" in found.text
     assert "The trials that led to the result, one after the other: 0, 1." in found.text
+    assert "The original knows the held-out rows by heart <b>." in found.text
     assert "allowed 96" in found.text.replace("\u00a0", " ")
     seen = [t for t in searched.trials if t.metric is not None]
     assert [t.trial for t in undominated(seen)] == [0, 1, 2]
@@ -216,7 +220,7 @@ def test_the_course_of_a_search_is_that_of_the_trials_behind_its_result(
 
 def test_broken_files_are_named(result: Result, tmp_path: Path) -> None:
     (tmp_path / "trials.jsonl").write_text('{"trial": 0}\n')
-    with pytest.raises(ExportError, match=r"trials\.jsonl: expected one trial a line"):
+    with pytest.raises(CheckpointError, match=r"trials\.jsonl: expected one trial of this version"):
         gather(replace(result, run_dir=tmp_path))
     (tmp_path / "trials.jsonl").unlink()
     (tmp_path / "log.jsonl").write_text('{"iteration": 100, "layers": {"fc1": 3}}\n')

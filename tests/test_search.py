@@ -37,8 +37,8 @@ def trial(
     number: int, ratio: float, accepted: bool, metric: float | None = 0.9, gentle: int = 0
 ) -> Trial:
     plan = Plan(ratio, None, gentle)
-    return Trial(number, plan, ratio, 1, 1, metric, "accuracy", 1.0, 0.0, accepted, 1, 1.0, {}, "",
-                 {}, {})  # fmt: skip
+    return Trial(number, plan, ratio, 1, 1, metric, "accuracy", 1.0, 1.0, 0.0, accepted, 1, 1.0, {},
+                 "", {}, {})  # fmt: skip
 
 
 def told(limit: float, target: Target) -> list[float]:

@@ -17,6 +17,7 @@ from dns_onnx.converters.exporter import Export
 from dns_onnx.errors import ConfigError
 from dns_onnx.pipeline import Result
 from dns_onnx.pipeline import compress as run
+from dns_onnx.reference import Reference
 from dns_onnx.search import Trial
 
 NAME = "compress"
@@ -50,6 +51,13 @@ REPORT_HELP = (
 DROP_HELP = "remove units that died, where the result is provably the same"
 
 
+class Counted(StrEnum):
+    """What the drop counts from."""
+
+    auto = "auto"
+    original = "original"
+
+
 class Device(StrEnum):
     """Where training runs."""
 
@@ -74,6 +82,10 @@ DROP_LIMIT_HELP = (
 COMPRESSION_HELP = "keep one entry in so many, e.g. 50, instead of searching"
 SPARSITY_HELP = "the same as a share of zeros, e.g. 0.98"
 MIN_METRIC_HELP = "the budget as the metric itself, e.g. 0.99"
+REFERENCE_HELP = (
+    "what the drop counts from: auto, where the original knows the held-out rows by heart, takes "
+    "what a twin trained anew loses on new rows into account; original does not"
+)
 GRANULARITY_HELP = "what is cut as one: element, blocks such as 1x4 or 4x1, 2:4, or channel"
 PICK_HELP = "with --resume: write this trial of the search rather than the smallest model"
 DATA_HELP = (
@@ -117,6 +129,7 @@ def command(
     sparsity: Annotated[float | None, typer.Option(help=SPARSITY_HELP)] = None,
     max_drop: Annotated[float | None, typer.Option(help=DROP_LIMIT_HELP)] = None,
     min_metric: Annotated[float | None, typer.Option(help=MIN_METRIC_HELP)] = None,
+    reference: Annotated[Counted | None, typer.Option(help=REFERENCE_HELP)] = None,
     granularity: Annotated[str | None, typer.Option(help=GRANULARITY_HELP)] = None,
     drop_dead: Annotated[
         bool, typer.Option("--drop-dead", help=DROP_HELP)
@@ -142,6 +155,7 @@ def command(
             "train": {"loss": loss, "metric": metric},
             "target": {
                 "compression": compression, "sparsity": sparsity, "min_metric": min_metric,
+                "reference": reference and reference.value,
             },
             "surgery": {"granularity": granularity},
         },
@@ -155,7 +169,7 @@ def command(
             model, out_file, train=train, eval=eval, config=settings, format=format.value,
             values=values.value,
             device=device.value, run_dir=run_dir, resume=resume, max_drop=max_drop,
-            drop_dead=drop_dead, observe=observe, tell=print_trial, pick=pick,
+            drop_dead=drop_dead, observe=observe, tell=print_found, pick=pick,
             tensorboard=tensorboard,
         )  # fmt: skip
     if resume:
@@ -200,11 +214,15 @@ def with_shapes(settings: Config, given: list[str]) -> Config:
     return settings.model_copy(update={"data": settings.data.model_copy(update={"shape": shapes})})
 
 
-def print_trial(trial: Trial) -> None:
-    """One line for each finished trial."""
-    verdict = "accepted" if trial.accepted else "rolled back"
-    found = trial.note or f"{trial.metric_name} {trial.metric:.4g}, drop {trial.drop:+.3g}"
-    out.print(f"Trial {trial.trial}: {trial.ratio:.1f}x, {found}: {verdict}", markup=False)
+def print_found(found: Trial | Reference) -> None:
+    """One line for each finished trial; before them, what their drops count from."""
+    if isinstance(found, Reference):
+        if found.said:
+            out.print(f"Reference: {found.said}", markup=False)
+        return
+    verdict = "accepted" if found.accepted else "rolled back"
+    said = found.note or f"{found.metric_name} {found.metric:.4g}, drop {found.drop:+.3g}"
+    out.print(f"Trial {found.trial}: {found.ratio:.1f}x, {said}: {verdict}", markup=False)
 
 
 def print_notes(export: Export) -> None:
@@ -224,5 +242,7 @@ def print_result(result: Result) -> None:
     print_notes(result.export)
     show(f"Check in ONNX Runtime ({result.metric_source} data)", report.check_table(result.check))
     out.print(f"Learned: {result.objective}", markup=False)
+    if result.reference is not None:
+        print_found(result.reference)
     print_verdict(result.check)
     out.print(f"Written: {result.path}", markup=False)

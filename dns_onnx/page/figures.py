@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from markupsafe import Markup
 
 from dns_onnx.journal import Progress
-from dns_onnx.page.story import Histogram, Story, Trial, lineage, thinned
+from dns_onnx.page.story import Histogram, Story, lineage, thinned
 from dns_onnx.page.svg import Axis, Plot, Point, around
 from dns_onnx.page.words import compact, listed, reading, share, signless
 from dns_onnx.report import Table
 from dns_onnx.runtime.metrics import Metric
-from dns_onnx.search import DEFAULT_DROP
+from dns_onnx.search import DEFAULT_DROP, Plan, Trial
 
 WIDE, NARROW = 880, 360  # pixels: the sizes that a figure is drawn for
 LINES = 6  # layers that get a line of their own, the largest ones
@@ -55,10 +55,12 @@ def trials_of(story: Story) -> list[Trial]:
     if story.trials:
         return story.trials
     check, outcome, m = story.result.check, story.result.outcome, story.result.check.metric
-    name, before, after, drop = (m.name, m.before, m.after, m.drop) if m else ("", None, None, None)
+    if m is None:
+        return []
     return [
-        Trial(0, check.ratio, check.kept, check.total, after, name, before, drop, check.ok,
-              outcome.iterations, outcome.seconds)
+        Trial(0, Plan(check.ratio, None), check.ratio, check.kept, check.total, m.after, m.name,
+              m.before, m.before, m.drop, check.ok, outcome.iterations, outcome.seconds, {}, "",
+              {}, {})
     ]  # fmt: skip
 
 
@@ -71,7 +73,7 @@ def front(story: Story) -> Figure | None:
     metric, original = story.result.metric, seen[0].original_metric
     name, say = metric.name, reading(metric)
     budget = _budget(story, seen)
-    rules = [v for v in (original, budget) if v is not None]
+    rules = [original] if budget is None else [original, budget]
     ratios = [t.ratio for t in seen]
 
     def draw(width: int) -> Markup:
@@ -83,13 +85,10 @@ def front(story: Story) -> Figure | None:
         if len(seen) > 1:
             line = [(t.ratio, t.metric or 0.0) for t in undominated(seen)]
             plot.line([(r, y.clipped(m)) for r, m in line], "line front")
-        if original is not None:
-            below = budget is not None and budget >= original
-            plot.across(original, "rule", f"original {metric.text(original)}", below)
+        below = budget is not None and budget >= original
+        plot.across(original, "rule", f"original {metric.text(original)}", below)
         if budget is not None and budget != original:
-            plot.across(
-                budget, "rule budget", f"allowed {metric.text(budget)}", budget < (original or 0)
-            )
+            plot.across(budget, "rule budget", f"allowed {metric.text(budget)}", budget < original)
         for t in seen:
             m = t.metric or 0.0
             said = f"trial {t.trial}: {t.ratio:.1f}x, {name} {metric.text(m)}, {t.verdict}"
@@ -106,6 +105,9 @@ def front(story: Story) -> Figure | None:
     )
     if len(seen) < len(trials):
         words += f" {len(trials) - len(seen)} diverged and have no dot."
+    if story.result.reference is not None and story.result.reference.said:
+        said = story.result.reference.said
+        words += f" {said[:1].upper()}{said[1:]}."
     key = [(v, v) for v in ("accepted", "rejected") if any(t.verdict == v for t in seen)]
     return Figure("Size against quality", words, both(draw), _trial_table(trials, metric), key)
 
@@ -133,27 +135,24 @@ def _budget(story: Story, trials: list[Trial]) -> float | None:
     drop = target.max_drop if drop is None else drop
     if drop is None and story.trials and target.density is None and target.min_metric is None:
         drop = DEFAULT_DROP
-    known = next((t for t in trials if t.metric is not None and t.drop is not None), None)
-    if drop is None or known is None or known.metric is None or known.drop is None:
+    if drop is None or not trials:
         return target.min_metric
-    # what drops are counted from need not be the original's own value: a trial tells it
-    sign = -1.0 if metric.higher_is_better else 1.0
-    if metric.kind == "ratio":
-        value = known.metric * (1 + sign * drop / 100) / (1 + sign * known.drop / 100)
-    else:
-        unit = 0.01 if metric.kind == "fraction" else 1.0
-        value = known.metric + sign * unit * (drop - known.drop)
+    start = trials[0].reference
+    unit = {"fraction": 0.01, "ratio": abs(start) / 100}.get(metric.kind, 1.0)
+    value = start - unit * drop if metric.higher_is_better else start + unit * drop
     least = target.min_metric
     return value if least is None or metric.better(value, least) else least
 
 
 def _trial_table(trials: list[Trial], metric: Metric) -> Table:
-    header = ["trial", "compression", "kept", metric.name, "original", f"drop ({metric.drop_unit})",
-              "verdict", "iterations", "seconds", "plan", "kept by layer", "note"]  # fmt: skip
+    header = ["trial", "compression", "kept", metric.name, "original", "reference",
+              f"drop ({metric.drop_unit})", "verdict", "iterations", "seconds", "plan",
+              "kept by layer", "note"]  # fmt: skip
     return header, [
         [str(t.trial), f"{t.ratio:.1f}x", f"{t.kept:,}", metric.text(t.metric),
-         metric.text(t.original_metric), "-" if t.drop is None else f"{t.drop:.2f}", t.verdict,
-         f"{t.iterations:,}", f"{t.seconds:.0f}", listed(t.plan), listed(t.layers), t.note]
+         metric.text(t.original_metric), metric.text(t.reference),
+         "-" if t.drop is None else f"{t.drop:.2f}", t.verdict, f"{t.iterations:,}",
+         f"{t.seconds:.0f}", listed(asdict(t.plan)), listed(t.layers), t.note]
         for t in trials
     ]  # fmt: skip
 

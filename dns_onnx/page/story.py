@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +12,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from dns_onnx.converters.reader import read_model
-from dns_onnx.errors import ExportError
 from dns_onnx.journal import Change, Progress, read_log
 from dns_onnx.pipeline import LayerResult, Result
+from dns_onnx.search import Trial, read_trials
 from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE
 
-TRIALS = "trials.jsonl"
 BINS = 60
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One try of a search.
-
-    metric, original_metric: on held-out data; None where it diverged.  drop: as `Metric.drop`.
-    plan: what it aimed at, and the trial whose weights it went on from (`parent`).
-    layers: entries kept, by the initializer name of the weight.
-    """
-
-    trial: int
-    ratio: float
-    kept: int
-    size: int
-    metric: float | None
-    metric_name: str
-    original_metric: float | None
-    drop: float | None
-    accepted: bool
-    iterations: int
-    seconds: float
-    plan: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
-    layers: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def verdict(self) -> str:
-        """What became of it, in one word or two."""
-        if self.accepted:
-            return "accepted"
-        return "diverged" if self.metric is None else "rejected"
 
 
 @dataclass(frozen=True)
@@ -108,7 +74,7 @@ class Story:
 def gather(result: Result, command: str | None = None) -> Story:
     """Read what the run left behind.
 
-    Raises ExportError where a file of it is not what it should be.
+    Raises CheckpointError where a file of it is not what it should be.
     """
     folder, trials = result.run_dir, read_trials(result.run_dir)
     kept = {layer.weight: layer.kept for layer in result.layers}
@@ -124,8 +90,8 @@ def lineage(trials: Sequence[Trial], last: Trial) -> list[Trial]:
     """The trials that led to `last`, each going on from the one before, and itself."""
     by_number = {t.trial: t for t in trials}
     found = [last]
-    while (parent := by_number.get(found[0].plan.get("parent", -1))) is not None:
-        found.insert(0, parent)
+    while (parent := found[0].plan.parent) is not None:
+        found.insert(0, by_number[parent])
     return found
 
 
@@ -141,19 +107,6 @@ def one_after_the_other(logs: Sequence[Sequence[Progress]]) -> list[Progress]:
             for look in log
         ]  # fmt: skip
     return joined
-
-
-def read_trials(folder: Path) -> list[Trial]:
-    """The trials of a search, in order; none where there was no search."""
-    path = folder / TRIALS
-    if not path.exists():
-        return []
-    known = {f.name for f in fields(Trial)}
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        return [Trial(**{k: v for k, v in row.items() if k in known}) for row in rows]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ExportError(f"{path}: expected one trial a line, got {error}") from None
 
 
 def histograms(result: Result) -> list[Histogram]:
