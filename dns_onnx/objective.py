@@ -52,6 +52,11 @@ class Objective:
     teacher: Teacher | None
     said: str
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels teach, alone or beside the original model."""
+        return self.by_labels is not None
+
     def loss(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], targets: Mapping[str, Tensor]
     ) -> Tensor:

@@ -234,8 +234,9 @@ class Search:
         config = trial_config(self.run.config, plan, number)
         layers = list(self.run.surgery)
         surgery = TargetSurgery(
-            layers, config.seed, goals(layers, self.sparsity, 1.0 / plan.ratio), descent(config)
-        )
+            layers, config.seed, goals(layers, self.sparsity, 1.0 / plan.ratio), descent(config),
+            drawn=not self.run.objective.has_labels,
+        )  # fmt: skip
         fingerprint = {**self.run.fingerprint, "plan": asdict(plan), "trial": number}
         return self.run.again(surgery, config, self._folder(number), fingerprint)
 

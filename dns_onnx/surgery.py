@@ -223,6 +223,10 @@ class Surgery:
                 fired.append(layer.name)
         return fired
 
+    def listens(self, iteration: int) -> bool:
+        """Whether gradients are read at this iteration: thresholds of c_rate need none."""
+        return False
+
     def listen(self, iteration: int) -> None:
         """Called between the backward pass and the update of the weights: nothing to learn here."""
 

@@ -2,7 +2,8 @@
 
 Every layer cuts at the same price.  To second order, cutting an entry w of layer l raises the loss
 by F_l w^2 / 2, with F_l the mean squared gradient over the layer's kept entries (the empirical
-Fisher information, one number a layer).  So t_l = price / sqrt(F_l), and the price is the one at
+Fisher information, one number a layer; where the original model teaches, of drawn targets: see
+`curvature`).  So t_l = price / sqrt(F_l), and the price is the one at
 which the wanted number of entries stays.  F_l and with it every threshold move while the network
 trains; cutting and splicing stay those of the paper.
 
@@ -27,6 +28,8 @@ from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE, LayerSurgery, Surgery, upda
 PRICE_EVERY = 20  # iterations between two settings of the thresholds
 LISTEN_EVERY = 5  # iterations between two readings of the gradients
 MEMORY = 0.99  # of F_l, from one reading to the next
+DRAWN_EVERY, DRAWN_MEMORY = 20, 0.95  # the same of drawn gradients, which cost a pass of their own
+FIRST_DRAWN = 10  # readings of those, one after the other, before thresholds can be trusted
 BINS = 8192  # of the histogram that finds a price: each 0.9 % wide
 LOWEST, HIGHEST = -80.0, 20.0  # log2 of the scores that it tells apart
 LAYERS_AT_ONCE = 8  # deeper networks are cut group by group
@@ -66,14 +69,17 @@ class Descent:
 class TargetSurgery(Surgery):
     """Surgery whose thresholds follow from how many entries shall stay.
 
-    goals: each layer in exactly one of them.  Besides `step`, call `listen(i)` between the backward
-    pass and the update of the weights.
+    goals: each layer in exactly one of them.  drawn: the gradients that it will read are drawn
+    (`curvature`), not the loss's own.  Besides `step`, call `listen(i)` when the gradients are
+    there, at least where `listens(i)`.
     """
 
     def __init__(
-        self, layers: Sequence[LayerSurgery], seed: int, goals: Sequence[Goal], descent: Descent
-    ) -> None:
+        self, layers: Sequence[LayerSurgery], seed: int, goals: Sequence[Goal], descent: Descent,
+        drawn: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(layers, seed)
+        self.drawn = drawn
         self.goals, self.descent = list(goals), descent
         device = layers[0].tensors[0].weight.device
         self.fisher = {x.key: torch.zeros((), dtype=torch.float64, device=device) for x in layers}
@@ -87,12 +93,21 @@ class TargetSurgery(Surgery):
     @torch.no_grad()
     def listen(self, iteration: int) -> None:
         """Read the gradients: F_l as a moving average over the iterations."""
-        if iteration % LISTEN_EVERY or iteration >= self.descent.iter_stop:
+        if not self.listens(iteration):
             return
         self.readings += 1
+        memory = DRAWN_MEMORY if self.drawn else MEMORY
         for layer in self.layers:
             found = mean_square_gradient(layer)
-            self.fisher[layer.key].mul_(MEMORY).add_(found, alpha=1 - MEMORY)
+            self.fisher[layer.key].mul_(memory).add_(found, alpha=1 - memory)
+
+    def listens(self, iteration: int) -> bool:
+        """Whether gradients are read at this iteration."""
+        if iteration >= self.descent.iter_stop:
+            return False
+        if self.drawn:
+            return iteration < FIRST_DRAWN or iteration % DRAWN_EVERY == 0
+        return iteration % LISTEN_EVERY == 0
 
     def step(self, iteration: int) -> list[str]:
         """Cut and splice where the draws say so; at the last iteration before the stop, exactly."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from dns_onnx import checkpoint, distributed
 from dns_onnx.attach import TrainingGraph
 from dns_onnx.config import Config
+from dns_onnx.curvature import draw_gradients
 from dns_onnx.data import Dataset, batches
 from dns_onnx.errors import CheckpointError, Diverged, Interrupted
 from dns_onnx.feed import Feed
@@ -111,11 +112,15 @@ class Run:
                 i = self.iteration
                 self.surgery.step(i)
                 inputs, targets = feed(i)
+                if not self.objective.has_labels and self.surgery.listens(i):
+                    draw_gradients(self.model, inputs, self.weights.values())
+                    self.surgery.listen(i)
                 with self.precision.context():
                     loss = self.objective.loss(forward(*inputs), inputs, targets)
                 self.optimizer.torch.zero_grad()
                 self.precision.backward(loss, self.optimizer.torch)
-                self.surgery.listen(i)
+                if self.objective.has_labels:
+                    self.surgery.listen(i)
                 rate = self.optimizer.step(i, iterations, self.precision.scaler)
                 self.journal.add(loss)
                 self.iteration = i + 1
