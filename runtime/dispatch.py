@@ -31,7 +31,6 @@ from dns_onnx.runtime.sites import (
     DOMAIN,
     OPERATORS,
     STEM,
-    Array,
     SparseLayer,
     Tensors,
     graphs,
@@ -146,7 +145,7 @@ def _unfold(layer: SparseLayer, tensors: Tensors) -> None:
     node, reader = layer.node, layer.reader
     if reader is None:
         return
-    operands = [node.input[0], *_indices(layer, tensors), node.input[-1]]
+    operands = [node.input[0], _gaps(layer, tensors), "", node.input[-1]]
     left = reader.op_type == "MatMul" and reader.input[0] == node.output[0]
     others = list(reader.input)
     others.remove(node.output[0])
@@ -157,23 +156,15 @@ def _unfold(layer: SparseLayer, tensors: Tensors) -> None:
     layer.graph.node.remove(node)
 
 
-def _indices(layer: SparseLayer, tensors: Tensors) -> tuple[str, str]:
-    """Names of col_indices and row_ptr, made anew from where the weight's entries are stored."""
-    made = {node.output[0]: node for node in layer.graph.node if node.output}
-    found = positions(layer.node, made, tensors)
-    shape = tensors.array(layer.node.input[-1])
-    if found is None or shape is None:
+def _gaps(layer: SparseLayer, tensors: Tensors) -> str:
+    """Name of the gaps between the weight's stored entries, made anew from where those are."""
+    found = positions(layer.node, tensors)
+    if found is None:
         raise ModelError(f"{layer.name}: expected constants before {layer.node.op_type}, got none")
-    places, rows = found(), int(shape[0])
-    width = layer.size // rows
-    arrays: dict[str, Array] = {
-        "columns": (places % width).astype(np.int32),
-        "rows": np.searchsorted(places, np.arange(rows + 1) * width),
-    }
-    stem = layer.node.output[0]
-    for name, array in arrays.items():
-        layer.graph.initializer.append(numpy_helper.from_array(array, f"{stem}.kernel.{name}"))
-    return f"{stem}.kernel.columns", f"{stem}.kernel.rows"
+    name = f"{layer.node.output[0]}.kernel.gaps"
+    gaps = np.diff(found(), prepend=np.int64(0)).astype(np.int32)
+    layer.graph.initializer.append(numpy_helper.from_array(gaps, name))
+    return name
 
 
 def _name_functions(model: onnx.ModelProto) -> None:

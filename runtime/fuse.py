@@ -16,7 +16,7 @@ from dns_onnx.runtime.shapes import Dims, value_shapes
 from dns_onnx.runtime.sites import DOMAIN, Array, Tensors, graphs, readers
 
 _PLAIN = ("", "ai.onnx")
-_VALUES, _ROW_PTR, _SHAPE, _BIAS, _RESIDUAL = 1, 3, 4, 5, 6  # inputs of a sparse operator
+_SHAPE, _BIAS, _SCALE, _RESIDUAL = 4, 5, 6, 7  # inputs of a sparse operator
 
 
 @dataclass
@@ -88,25 +88,16 @@ def _norm(scope: _Scope, node: onnx.NodeProto, norm: onnx.NodeProto) -> bool:
     if given.get("training_mode", 0) or not given.get("spatial", 1):
         return False
     read = [scope.tensors.array(name) for name in norm.input[1:5]]
-    values = scope.tensors.array(node.input[_VALUES])
-    row_ptr = scope.tensors.array(node.input[_ROW_PTR])
-    bias = _optional(scope, node, _BIAS)
-    if any(p is None for p in (*read, values, row_ptr)) or (bias is None and _has(node, _BIAS)):
+    bias, own = _optional(scope, node, _BIAS), _optional(scope, node, _SCALE)
+    if any(p is None for p in read) or (bias is None and _has(node, _BIAS)):
         return False
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in read)
-    if values is None or row_ptr is None or values.dtype != np.float32:
-        return False
     scale = gamma / np.sqrt(variance + given.get("epsilon", 1e-5))
-    if len(row_ptr) != len(scale) + 1:
-        return False
-    counts: Array = row_ptr[1:].astype(np.int64) - row_ptr[:-1].astype(np.int64)
-    each = np.repeat(scale, counts)
     moved = beta + scale * ((0.0 if bias is None else bias.astype(np.float64)) - mean)
+    scaled = scale * (1.0 if own is None else own.astype(np.float64).reshape(-1))
     stem = norm.output[0]
-    node.input[_VALUES] = scope.add_constant(
-        f"{stem}.scaled_values", (values * each).astype(np.float32)
-    )
     _set(node, _BIAS, scope.add_constant(f"{stem}.moved_bias", moved.astype(np.float32)))
+    _set(node, _SCALE, scope.add_constant(f"{stem}.row_scale", scaled.astype(np.float32)))
     return True
 
 

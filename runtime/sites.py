@@ -162,7 +162,7 @@ def _layer(
         return None
     dims = [int(d) for d in shape]
     if reader is not None and not (
-        positions(node, made, tensors) and (len(dims) == 2 or reader.op_type == "Conv")
+        positions(node, tensors) and (len(dims) == 2 or reader.op_type == "Conv")
     ):
         return None
     size = math.prod(dims)
@@ -170,28 +170,21 @@ def _layer(
     return SparseLayer(graph, node, reader, _kind(dims, size, groups), stored / size, size)
 
 
-def positions(
-    node: onnx.NodeProto, made: Mapping[str, onnx.NodeProto], tensors: Tensors
-) -> Callable[[], Array] | None:
-    """What finds the entries that a decoder's weight stores, flattened; None where nothing can.
-
-    made: the nodes of the decoder's graph, by first output.
-    """
+def positions(node: onnx.NodeProto, tensors: Tensors) -> Callable[[], Array] | None:
+    """What finds the entries that a decoder's weight stores, flattened; None where nothing can."""
     if node.op_type == "BitmaskToDense":
         mask = tensors.array(node.input[1])
         return (
             None if mask is None else lambda: np.flatnonzero(np.unpackbits(mask, bitorder="little"))
         )
+    stored = tensors.array(node.input[1])
+    if stored is None:
+        return None
+    if not node.input[2]:  # no row_ptr: gaps
+        return lambda: np.cumsum(stored, dtype=np.int64)
     rows = tensors.array(node.input[2])
     if rows is None or len(rows) < 2:
         return None
-    source = made.get(node.input[1])
-    gaps = source is not None and source.op_type == "GapsToIndices"
-    stored = tensors.array(source.input[0] if source is not None and gaps else node.input[1])
-    if stored is None:
-        return None
-    if gaps:
-        return lambda: np.cumsum(stored, dtype=np.int64)
     shape = tensors.array(node.input[3])
     width = 0 if shape is None else math.prod(int(d) for d in shape) // (len(rows) - 1)
     counts: Array = rows[1:].astype(np.int64) - rows[:-1].astype(np.int64)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, combinations
+from itertools import product
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from dns_onnx.converters.encodings import coo, csr, portable, whole
+from dns_onnx.converters.encodings.bodies import PLAIN, Form
 from dns_onnx.converters.encodings.crossover import kernel_pays
 from dns_onnx.converters.encodings.draft import Draft
 from dns_onnx.converters.encodings.functions import MIN_OPSET, default_opset, functions_bytes
@@ -24,7 +26,10 @@ from dns_onnx.converters.encodings.values import coding
 # Above this density even one bit an entry is more than the dropped zeros save.
 _HOPELESS_DENSITY = 1 - 1 / 64
 
-_DECODERS = ("GapsToIndices", "BitmaskToDense", "DequantizeRows")
+# Decoding fills memory that ONNX Runtime frees once all of the model is decoded.  Above so many
+# bytes a weight takes no form that fills more than so many times the float32 weight.
+_MUCH_MEMORY = 4 << 30
+_MOST_TIMES = 4
 
 _WHOLE_WEIGHT = ("BitmaskToDense", "Cast", "CsrToDense")
 
@@ -101,7 +106,7 @@ class Plan:
             for site in find_sites(model)
             if wanted is None or site.weight in wanted
         ]
-        _choose(self._candidates, max(self._opset, MIN_OPSET))
+        self._form = _choose(self._candidates, max(self._opset, MIN_OPSET), list(self._codes))
         self.rows = [_row(candidate, format) for candidate in self._candidates]
         self.encoded = sum(c.chosen is not None for c in self._candidates)
 
@@ -111,7 +116,7 @@ class Plan:
         if not chosen:
             return
         functions = {name for c in chosen if c.chosen for name in c.chosen.functions}
-        prepare(self._model, self.format, functions, {c.site.name for c in chosen})
+        prepare(self._model, self.format, functions, self._form, {c.site.name for c in chosen})
         for candidate in reversed(chosen):  # each goes to the head of its graph: the last one first
             self._writer(candidate).write()
 
@@ -151,6 +156,9 @@ class Plan:
             matrix = replace(matrix, one_row=sparse_use(site)[0] is None)
             for code in self._codes:
                 found += csr.drafts(site, matrix, stem, code, use, self._shapes)
+            if use is not None and self._code != "float32":  # where the kernel's values are narrow
+                plain = csr.drafts(site, matrix, stem, "float32", None, self._shapes)
+                found += [replace(d, values=self._code) for d in plain]
             if use is not None and all(d.operator in _WHOLE_WEIGHT for d in found):
                 reason = "its padding depends on the input size"
         if self._code != "float32":
@@ -209,28 +217,44 @@ def _kernel_use(
     return use, ""
 
 
-def _choose(candidates: Sequence[_Candidate], opset: int) -> None:
-    """Pick the draft of each weight so that the file, function bodies included, is smallest."""
-    best_saving = 0
+def _choose(candidates: Sequence[_Candidate], opset: int, codes: Sequence[str]) -> Form:
+    """Pick the draft of each weight so that the file, function bodies included, is smallest.
+
+    codes: of the values.  Returns the form that the bodies are to be written for.
+    """
+    best_saving, best_form = 0, PLAIN
     best: list[Draft | None] = [None] * len(candidates)
-    for allowed in _subsets(_DECODERS):
-        picks = [_smallest(candidate, set(allowed)) for candidate in candidates]
+    for columns, values, bitmask in product((False, True), codes, (False, True)):
+        form = Form(columns, values)
+        picks = _picks(candidates, form, bitmask=bitmask)
         saved = sum(c.dense_bytes - p.bytes for c, p in zip(candidates, picks, strict=True) if p)
         used = set().union(*(p.functions for p in picks if p))
-        saving = saved - functions_bytes(used, opset)
+        saving = saved - functions_bytes(used, opset, form)
         if saving > best_saving:
-            best_saving, best = saving, picks
+            best_saving, best_form, best = saving, form, picks
     for candidate, pick in zip(candidates, best, strict=True):
         candidate.chosen = pick
+    return best_form
 
 
-def _subsets(items: Sequence[str]) -> Iterable[tuple[str, ...]]:
-    return chain.from_iterable(combinations(items, n) for n in range(len(items) + 1))
+def _picks(candidates: Sequence[_Candidate], form: Form, *, bitmask: bool) -> list[Draft | None]:
+    """For each weight the smallest draft that the bodies fit; a large model's in bounded memory."""
+    picks = [_smallest(candidate, form, bitmask, bounded=False) for candidate in candidates]
+    if sum(pick.memory for pick in picks if pick) <= _MUCH_MEMORY:
+        return picks
+    return [_smallest(candidate, form, bitmask, bounded=True) for candidate in candidates]
 
 
-def _smallest(candidate: _Candidate, allowed: set[str]) -> Draft | None:
-    """The smallest draft that needs no other decoder than those allowed, if it saves anything."""
-    fitting = [d for d in candidate.drafts if d.functions.isdisjoint(set(_DECODERS) - allowed)]
+def _smallest(candidate: _Candidate, form: Form, bitmask: bool, *, bounded: bool) -> Draft | None:
+    """The smallest draft that the bodies fit, if it saves anything."""
+    limit = _MOST_TIMES * 4 * math.prod(candidate.site.tensor.dims)
+    fitting = [
+        draft
+        for draft in candidate.drafts
+        if draft.fits(form)
+        and (bitmask or "BitmaskToDense" not in draft.functions)
+        and not (bounded and draft.memory > limit)
+    ]
     smallest = min(fitting, key=lambda draft: draft.bytes, default=None)
     return smallest if smallest and smallest.bytes < candidate.dense_bytes else None
 

@@ -1,4 +1,4 @@
-"""Format `csr`: the weight as values, column indices and row pointers, read by our operators."""
+"""Format `csr`: the weight as values, positions and shape, read by our operators."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from dns_onnx.converters.encodings.parts import Part, constant, function_node, n
 from dns_onnx.converters.encodings.sites import Site, Use
 from dns_onnx.converters.encodings.values import Coding, coding
 
+# Bytes that the function bodies fill for each stored entry (its gap and position as int32) and for
+# each entry of the dense weight: zeros, scattered, reshaped, and narrow ones widened.
+_MEMORY_STORED = 8
+_MEMORY_DENSE = {"float32": 12, "float16": 10, "int8": 11}
+_MEMORY_BITMASK = 21
+
 
 @dataclass(frozen=True)
 class _Form:
-    """What one way to write a weight consists of; operator as in Draft."""
+    """What one way to write a weight consists of; operator, memory, columns, values as in Draft."""
 
     parts: Sequence[Part]
     nodes: Sequence[NodeProto]
     operator: str
+    memory: int
+    columns: bool | None = None
+    values: str | None = None
     consumer: NodeProto | None = None
 
 
@@ -36,12 +45,14 @@ def drafts(
     use: the reader that becomes a sparse operator; None puts the weight together again in front
     of its readers.  shape_of: the shape of a value, for padding that depends on it.
     """
-    consumer = None
-    if use is not None and use.node is not None:
-        consumer = to_sparse(use.node, _operands(stem), matrix.shape, shape_of)
-    coded, _ = coding(site, matrix, stem, code, rows=consumer is not None)
+    sparse = use is not None and use.node is not None
+    coded, _ = coding(site, matrix, stem, code, rows=sparse)
     found = []
     for layout in matrix.layouts():
+        consumer = None
+        if use is not None and use.node is not None:
+            operands = _operands(coded, layout)
+            consumer = to_sparse(use.node, operands, matrix.shape, shape_of)
         if layout.kind != "bitmask":
             found.append(_draft(_csr_form(coded, matrix, layout, consumer), coded, layout, use))
         elif consumer is None:
@@ -59,59 +70,67 @@ def _draft(form: _Form, coded: Coding, layout: Layout, use: Use | None) -> Draft
         tensors = [p.tensor() for p in form.parts]
         put(coded.site, use, Replacement(tensors, form.nodes, form.consumer))
 
-    name = f"csr {layout.name}{coded.note}"
-    return Draft(name, form.operator, size, write, frozenset(ours))
+    return Draft(
+        encoding=f"csr {layout.name}{coded.note}",
+        operator=form.operator,
+        bytes=size,
+        write=write,
+        functions=frozenset(ours),
+        memory=form.memory,
+        columns=form.columns,
+        values=form.values,
+    )
 
 
 def _csr_form(coded: Coding, matrix: Matrix, layout: Layout, consumer: NodeProto | None) -> _Form:
-    """values, col_indices or gaps, row_ptr and shape; read by `consumer` or by CsrToDense."""
-    stem, count = coded.stem, (layout.stored,)
-    _, columns, row_ptr, shape = _operands(stem)
+    """values, gaps or columns with row_ptr, and shape; read by `consumer` or by CsrToDense."""
+    values, positions, row_ptr, shape, _ = _operands(coded, layout)
+    count = (layout.stored,)
     stored = cache(lambda: matrix.for_layout(layout))
-    edges = (matrix.rows + 1,)
-    gaps, width = f"{stem}.gaps", f"{stem}.width"
-    narrow = part(
-        gaps if layout.kind == "gaps" else columns,
-        layout.index_type,
-        count,
-        lambda: stored().indices(layout),
-    )
     parts = [
         coded.values(count, stored),
-        narrow,
-        part(row_ptr, narrowest(layout.stored), edges, lambda: stored().row_ptr()),
-        constant(shape, matrix.shape),
-        *coded.scales(matrix, rows=consumer is not None),
+        part(positions, layout.index_type, count, lambda: stored().indices(layout)),
     ]
-    nodes: list[NodeProto] = []
-    if layout.kind == "gaps":
-        parts.append(constant(width, matrix.width))
-        nodes.append(function_node("GapsToIndices", [gaps, width], columns))
-    read, widening = coded.widened(row_ptr if consumer is not None else None)
-    nodes += widening
+    if row_ptr:
+        edges = (matrix.rows + 1,)
+        parts.append(part(row_ptr, narrowest(layout.stored), edges, lambda: stored().row_ptr()))
+    parts += [constant(shape, matrix.shape), *coded.scales(matrix)]
+    by_columns = layout.kind == "absolute"
     if consumer is not None:
-        sparse = NodeProto()
-        sparse.CopyFrom(consumer)
-        sparse.input[1] = read
-        return _Form(parts, nodes, consumer.op_type, sparse)
+        memory = _memory(layout, matrix, coded.code)
+        return _Form(parts, [], consumer.op_type, memory, by_columns, coded.code, consumer)
+    values, nodes = coded.widened()
     dense, finishing = coded.finished()
-    nodes.append(function_node("CsrToDense", [read, columns, row_ptr, shape], dense))
-    return _Form(parts, [*nodes, *finishing], "CsrToDense")
+    nodes.append(function_node("CsrToDense", [values, positions, row_ptr, shape], dense))
+    memory = _memory(layout, matrix, "float32")
+    return _Form(parts, [*nodes, *finishing], "CsrToDense", memory, by_columns)
+
+
+def _memory(layout: Layout, matrix: Matrix, code: str) -> int:
+    return _MEMORY_STORED * layout.stored + _MEMORY_DENSE[code] * matrix.size
 
 
 def _bitmask_form(coded: Coding, matrix: Matrix, layout: Layout) -> _Form:
     """values, mask and shape, read by BitmaskToDense."""
     stem = coded.stem
     mask, shape = f"{stem}.mask", f"{stem}.shape"
-    bits = part(mask, np.uint8, (-(-matrix.size // 8),), lambda: matrix.indices(layout))
+    bits = part(mask, np.uint8, (matrix.size // 8,), lambda: matrix.indices(layout))
     parts = [coded.values((layout.stored,), lambda: matrix), bits, constant(shape, matrix.shape)]
-    parts += coded.scales(matrix, rows=False)
-    read, nodes = coded.widened(None)
+    parts += coded.scales(matrix)
+    read, nodes = coded.widened()
     dense, finishing = coded.finished()
     decoder = function_node("BitmaskToDense", [read, mask, shape], dense)
-    return _Form(parts, [*nodes, decoder, *finishing], "BitmaskToDense")
+    memory = _MEMORY_BITMASK * matrix.size
+    return _Form(parts, [*nodes, decoder, *finishing], "BitmaskToDense", memory)
 
 
-def _operands(stem: str) -> tuple[str, str, str, str]:
-    """Names of values, col_indices, row_ptr and shape, as a sparse operator reads them."""
-    return f"{stem}.values", f"{stem}.col_indices", f"{stem}.row_ptr", f"{stem}.shape"
+def _operands(coded: Coding, layout: Layout) -> tuple[str, str, str, str, str]:
+    """Names of values, col_indices, row_ptr, shape and scale; empty for what is absent."""
+    stem, by_gaps = coded.stem, layout.kind == "gaps"
+    return (
+        f"{stem}.values",
+        f"{stem}.gaps" if by_gaps else f"{stem}.col_indices",
+        "" if by_gaps else f"{stem}.row_ptr",
+        f"{stem}.shape",
+        f"{stem}.scale" if coded.code == "int8" else "",
+    )

@@ -16,9 +16,10 @@ Attributes = Mapping[str, Any]
 _MOST_ENTRIES = 2**29
 
 
-def evaluate(node: NodeProto, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    """The outputs of one decoding node.
+def evaluate(node: NodeProto, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
+    """The outputs of one decoding node, or the weight of a sparse operator.
 
+    inputs: in order, None for one that is absent; of a sparse operator as sparse_weight takes them.
     Raises ModelError if the stored arrays do not fit each other.
     """
     where = f"{node.op_type} '{node.name or node.output[0]}'"
@@ -62,36 +63,56 @@ def sparse_tensor(sparse: SparseTensorProto) -> Array:
     return flat.reshape(shape)
 
 
-def csr_to_dense(values: Array, columns: Array, row_ptr: Array, shape: Array) -> Array:
-    """The dense weight, its rows counted by row_ptr; raises ValueError for a malformed matrix."""
+def csr_to_dense(values: Array, columns: Array, row_ptr: Array | None, shape: Array) -> Array:
+    """The dense weight, its rows counted by row_ptr; without one, `columns` are gaps.
+
+    Raises ValueError for a malformed matrix.
+    """
     dims = _shape(shape)
     size = int(np.prod(dims, dtype=np.int64))
-    ptr, cols = _indices(row_ptr), _indices(columns)
-    rows = len(ptr) - 1
-    if rows < 1 or size % rows:
-        raise ValueError(f"row_ptr has {rows + 1} entries for a weight of shape {list(dims)}")
-    if ptr[0] != 0 or ptr[-1] != len(values) or (np.diff(ptr) < 0).any():
-        raise ValueError(f"row_ptr must rise from 0 to {len(values)}")
-    if cols.shape != values.shape:
-        raise ValueError(f"{len(values)} values but {len(cols)} column indices")
-    if len(cols) and not 0 <= cols.min() <= cols.max() < size // rows:
-        raise ValueError(f"column indices must lie in 0 .. {size // rows - 1}")
+    if columns.shape != values.shape:
+        raise ValueError(f"{len(values)} values but {len(columns)} column indices")
+    cols = _indices(columns)
+    positions = _by_gaps(cols, size) if row_ptr is None else _by_columns(cols, row_ptr, size)
     flat = np.zeros(size, values.dtype)
-    flat[entry_rows(ptr) * (size // rows) + cols] = values
+    flat[positions] = values
     return flat.reshape(dims)
 
 
-def entry_rows(row_ptr: Array) -> Indices:
-    """The row of each stored entry."""
+def sparse_weight(
+    values: Array, columns: Array, row_ptr: Array | None, shape: Array, scale: Array | None
+) -> Array:
+    """The dense float32 weight of a sparse operator; scale: [rows, 1, ..., 1] of narrow values."""
+    weight = csr_to_dense(values, columns, row_ptr, shape).astype(np.float32)
+    if scale is None:
+        return weight
+    if scale.shape != (weight.shape[0], *[1] * (weight.ndim - 1)):
+        raise ValueError(f"scale must have one entry a row, has shape {list(scale.shape)}")
+    scaled: Array = weight * scale
+    return scaled
+
+
+def _by_gaps(gaps: Indices, size: int) -> Indices:
+    if len(gaps) and (gaps[0] < 0 or (gaps[1:] < 1).any() or gaps.max() >= size):
+        raise ValueError(f"gaps must lie in 1 .. {size - 1}")
+    positions = np.cumsum(gaps)
+    if len(gaps) and positions[-1] >= size:
+        raise ValueError(f"gaps must add up to less than {size}, got {positions[-1]}")
+    return positions
+
+
+def _by_columns(columns: Indices, row_ptr: Array, size: int) -> Indices:
     ptr = _indices(row_ptr)
-    lengths: Indices = ptr[1:] - ptr[:-1]
-    return np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-
-
-def dequantize_rows(quantized: Array, row_ptr: Array, scale: Array) -> Array:
-    """The stored values, each times the scale of its row."""
-    values: Array = scale[entry_rows(row_ptr)] * quantized.astype(scale.dtype)
-    return values
+    rows = len(ptr) - 1
+    if rows < 1 or size % rows:
+        raise ValueError(f"row_ptr has {rows + 1} entries for a weight of {size} entries")
+    lengths = np.diff(ptr)
+    if ptr[0] != 0 or ptr[-1] != len(columns) or (lengths < 0).any():
+        raise ValueError(f"row_ptr must rise from 0 to {len(columns)}")
+    if len(columns) and not 0 <= columns.min() <= columns.max() < size // rows:
+        raise ValueError(f"column indices must lie in 0 .. {size // rows - 1}")
+    starts: Indices = np.repeat(np.arange(rows, dtype=np.int64) * (size // rows), lengths)
+    return starts + columns
 
 
 def bitmask_to_dense(values: Array, mask: Array, shape: Array) -> Array:
@@ -125,21 +146,16 @@ def _shape(shape: Array) -> tuple[int, ...]:
     return dims
 
 
-def _gaps_to_indices(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
-    gaps, width = inputs
-    return ((np.cumsum(gaps.astype(np.int64)) % int(width)).astype(np.int32),)
-
-
-def _cast(inputs: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+def _cast(inputs: Sequence[Any], attributes: Attributes) -> tuple[Array, ...]:
     return (inputs[0].astype(helper.tensor_dtype_to_np_dtype(attributes["to"])),)
 
 
-def _constant_of_shape(inputs: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+def _constant_of_shape(inputs: Sequence[Any], attributes: Attributes) -> tuple[Array, ...]:
     value = numpy_helper.to_array(attributes["value"])
     return (np.full(_shape(inputs[0]), value[0], value.dtype),)
 
 
-def _scatter(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
+def _scatter(inputs: Sequence[Any], _: Attributes) -> tuple[Array, ...]:
     data, indices, updates = inputs
     if len(indices) and not 0 <= indices.min() <= indices.max() < len(data):
         raise ValueError(f"positions must lie in 0 .. {len(data) - 1}")
@@ -148,23 +164,22 @@ def _scatter(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
     return (flat,)
 
 
-def _reshape(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
+def _reshape(inputs: Sequence[Any], _: Attributes) -> tuple[Array, ...]:
     return (inputs[0].reshape(tuple(int(d) for d in inputs[1])),)
 
 
-def _slice(inputs: Sequence[Array], _: Attributes) -> tuple[Array, ...]:
+def _slice(inputs: Sequence[Any], _: Attributes) -> tuple[Array, ...]:
     data, first, end = inputs
     return (data[int(first[0]) : int(end[0])],)
 
 
-_OPERATORS: dict[str, Callable[[Sequence[Array], Attributes], tuple[Array, ...]]] = {
+_OPERATORS: dict[str, Callable[[Sequence[Any], Attributes], tuple[Array, ...]]] = {
     "Add": lambda i, a: (i[0] + i[1],),
     "BitmaskToDense": lambda i, a: (bitmask_to_dense(i[0], i[1], i[2]),),
     "Cast": _cast,
     "ConstantOfShape": _constant_of_shape,
+    **dict.fromkeys(("CsrConv", "CsrGemm", "CsrMatMul"), lambda i, a: (sparse_weight(*i),)),
     "CsrToDense": lambda i, a: (csr_to_dense(i[0], i[1], i[2], i[3]),),
-    "DequantizeRows": lambda i, a: (dequantize_rows(i[0], i[1], i[2]),),
-    "GapsToIndices": _gaps_to_indices,
     "Mul": lambda i, a: (i[0] * i[1],),
     "Reshape": _reshape,
     "ScatterElements": _scatter,

@@ -22,7 +22,10 @@ IR_KEY = "dns_onnx.ir_version"
 GRAPH_INPUTS_KEY = "dns_onnx.graph_inputs"
 
 _KERNELS = ("CsrGemm", "CsrMatMul", "CsrConv")
-_OPERANDS = slice(1, 5)
+
+# Inputs of a sparse operator: what makes up its matrix.  The others are values of the graph.
+_OPERANDS = (1, 2, 3, 4, 6)
+_ROW_PTR, _SCALE = 3, 6
 
 
 def is_encoded(model: ModelProto) -> bool:
@@ -134,7 +137,7 @@ def _read_by_plain_nodes(graph: GraphProto) -> set[str]:
         names.update(value.name for value in inner.output)
         for node in inner.node:
             if _is_kernel(node):
-                names.update([*node.input[:1], *node.input[5:]])
+                names.update(n for i, n in enumerate(node.input) if i not in _OPERANDS)
             elif not _is_decoding(node):
                 names.update(node.input)
     return names
@@ -145,10 +148,7 @@ def _stored(scope: _Scope, plain: set[str]) -> Iterator[_Weight]:
     for node in scope.graph.node:
         if _is_kernel(node):
             operands: set[str] = set()
-            arrays = [_value(scope, name, node, operands) for name in node.input[_OPERANDS]]
-            _expect_operands(node, arrays)
-            stand_in = NodeProto(op_type="CsrToDense", name=node.name, output=node.output)
-            (array,) = decode.evaluate(stand_in, arrays)
+            (array,) = decode.evaluate(node, _matrix(scope, node, operands))
             home = _home(scope, node.input[1])
             yield _Weight(_weight_name(scope, home[1]), array, home, operands, node)
         elif _is_decoding(node) and node.output[0] in plain:
@@ -157,12 +157,16 @@ def _stored(scope: _Scope, plain: set[str]) -> Iterator[_Weight]:
             yield _Weight(node.output[0], array, _home(scope, node.output[0]), operands, None)
 
 
-def _expect_operands(node: NodeProto, arrays: list[Array]) -> None:
-    if len(arrays) != 4:
+def _matrix(scope: _Scope, node: NodeProto, operands: set[str]) -> list[Array | None]:
+    """The parts of a sparse operator's matrix; notes the tensors they are made of."""
+    names = [node.input[i] if i < len(node.input) else "" for i in _OPERANDS]
+    missing = [i for i, name in zip(_OPERANDS, names, strict=True) if not name]
+    if not set(missing) <= {_ROW_PTR, _SCALE}:
         raise ModelError(
             f"{node.op_type} '{node.name or node.output[0]}': expected the inputs values, "
-            f"col_indices, row_ptr and shape, got {len(arrays)} of them; export the model again"
+            f"col_indices and shape, got none at {missing}; export the model again"
         )
+    return [_value(scope, name, node, operands) if name else None for name in names]
 
 
 def _value(scope: _Scope, name: str, reader: NodeProto, operands: set[str]) -> Array:
@@ -176,7 +180,7 @@ def _value(scope: _Scope, name: str, reader: NodeProto, operands: set[str]) -> A
             f"{reader.op_type} '{reader.name or reader.output[0]}': expected '{name}' to be "
             "stored in the file, got a value computed at run time; export the model again"
         )
-    inputs = [_value(at, source, node, operands) for source in node.input if source]
+    inputs = [_value(at, name, node, operands) if name else None for name in node.input]
     return decode.evaluate(node, inputs)[list(node.output).index(name)]
 
 

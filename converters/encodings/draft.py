@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto, TensorProto
 
+from dns_onnx.converters.encodings.bodies import Form
 from dns_onnx.converters.encodings.sites import Site, Use, initializer_index, node_index
 
 
@@ -29,6 +30,8 @@ class Draft:
 
     encoding: as the report names it.  operator: the node that reads the stored form.
     bytes: what it takes in the file, function bodies aside.  functions: the bodies it needs.
+    memory: bytes that ONNX Runtime fills while it decodes the weight, the weight itself included.
+    columns, values: what the bodies must be written for, as in Form; None where that is all one.
     write: puts it into the model in place of the dense weight.
     """
 
@@ -37,6 +40,13 @@ class Draft:
     bytes: int
     write: Callable[[], None]
     functions: frozenset[str] = field(default_factory=frozenset)
+    memory: int = 0
+    columns: bool | None = None
+    values: str | None = None
+
+    def fits(self, form: Form) -> bool:
+        """Whether bodies written for `form` can read it."""
+        return self.columns in (None, form.columns) and self.values in (None, form.values)
 
 
 def put(site: Site, use: Use | None, made: Replacement) -> None:

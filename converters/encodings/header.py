@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from onnx import ModelProto
 
+from dns_onnx.converters.encodings.bodies import Form
 from dns_onnx.converters.encodings.dense import GRAPH_INPUTS_KEY, IR_KEY
 from dns_onnx.converters.encodings.functions import MIN_IR_VERSION, add_functions
 
@@ -16,11 +17,14 @@ FREE_INITIALIZERS = 4
 _IR_VERSIONS = {"csr": MIN_IR_VERSION, "portable": FREE_INITIALIZERS, "coo": 6}
 
 
-def prepare(model: ModelProto, format: str, functions: Iterable[str], weights: set[str]) -> None:
+def prepare(
+    model: ModelProto, format: str, functions: Iterable[str], form: Form, weights: set[str]
+) -> None:
     """Make room for weights stored in `format`, noting in metadata_props what to_dense undoes.
 
-    functions: the operators used.  weights: names of the tensors that change their form; where
-    they are graph inputs too (a caller could then override them) they cease to be.
+    functions: the operators used, their bodies written for `form`.  weights: names of the tensors
+    that change their form; where they are graph inputs too (a caller could then override them) they
+    cease to be.
     """
     all_given = _raise_ir(model, format)
     names = {tensor.name for tensor in model.graph.initializer} if all_given else weights
@@ -29,7 +33,7 @@ def prepare(model: ModelProto, format: str, functions: Iterable[str], weights: s
         note = json.dumps(hidden, separators=(",", ":"))
         model.metadata_props.add(key=GRAPH_INPUTS_KEY, value=note)
     if format == "csr":
-        add_functions(model, functions)
+        add_functions(model, functions, form)
 
 
 def hide_inputs(model: ModelProto, names: set[str]) -> list[tuple[int, str]]:

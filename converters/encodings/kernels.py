@@ -43,16 +43,20 @@ def to_sparse(
 ) -> NodeProto | None:
     """The sparse operator in place of Gemm, MatMul or Conv, every attribute and input written.
 
-    operands: values, col_indices, row_ptr, shape.  dims: of the dense weight.
+    operands: values, col_indices, row_ptr, shape and scale, empty for what is absent.
+    dims: of the dense weight.
     None where its padding depends on an input shape that the file does not fix.
     """
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     full = _conv_attributes(given, node, dims, shape_of) if node.op_type == "Conv" else _plain(node)
     if full is None:
         return None
-    inputs = [node.input[0], *operands]
-    if node.op_type != "MatMul":
+    *matrix, scale = operands
+    inputs = [node.input[0], *matrix]
+    if node.op_type != "MatMul" or scale:
         inputs.append(node.input[2] if len(node.input) > 2 else "")
+    if scale:
+        inputs.append(scale)
     sparse = helper.make_node(
         f"Csr{node.op_type}",
         inputs,

@@ -115,7 +115,8 @@ class Matrix:
             limit = np.iinfo(kind).max
             bridges = int((np.maximum(self.gaps - 1, 0) // limit).sum())
             found.append(Layout("gaps", kind, self.nnz + bridges))
-        found.append(Layout("bitmask", np.dtype(np.uint8), self.nnz))
+        if self.size % 8 == 0:
+            found.append(Layout("bitmask", np.dtype(np.uint8), self.nnz))
         return found
 
     def indices(self, layout: Layout) -> Array:

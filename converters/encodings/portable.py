@@ -91,7 +91,7 @@ def _draft(coded: Coding, matrix: Matrix, blocks: _Blocks) -> Draft:
         *_position_parts(coded.stem, blocks),
         constant(f"{coded.stem}.size", [matrix.size]),
         constant(f"{coded.stem}.shape", matrix.shape),
-        *coded.scales(matrix, rows=False),
+        *coded.scales(matrix),
     ]
     nodes = _nodes(coded, blocks)
     size = sum(p.bytes() for p in parts) + node_bytes(nodes)
@@ -126,7 +126,7 @@ def _nodes(coded: Coding, blocks: _Blocks) -> list[NodeProto]:
     stem, kind = coded.stem, coded.site.tensor.data_type
     values, widening = f"{stem}.values", list[NodeProto]()
     if coded.code != "float32":
-        (values, widening), kind = coded.widened(None), TensorProto.FLOAT
+        (values, widening), kind = coded.widened(), TensorProto.FLOAT
     zero = make_tensor("", np.zeros(1, helper.tensor_dtype_to_np_dtype(kind)))
     dense, finishing = coded.finished(kind)
     zeros, flat = f"{stem}.zeros", f"{stem}.flat"

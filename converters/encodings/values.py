@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from dns_onnx.converters.encodings.matrix import Array, Matrix
-from dns_onnx.converters.encodings.parts import Part, decode_node, function_node, part
+from dns_onnx.converters.encodings.parts import Part, decode_node, part
 from dns_onnx.converters.encodings.sites import Site
 
 CODES = ("float32", "float16", "int8")
@@ -54,28 +54,25 @@ class Coding:
             lambda: self._coded(stored()).reshape(dims),
         )
 
-    def scales(self, matrix: Matrix, *, rows: bool) -> list[Part]:
-        """The part with the scales, if there are any: one a row, or shaped to multiply a weight."""
+    def scales(self, matrix: Matrix) -> list[Part]:
+        """The part with the scales, if there are any, shaped to multiply the weight."""
         if self.code != "int8":
             return []
-        dims = self.groups if rows else self._broadcast()
+        dims = (*self.groups, *[1] * (len(self.site.tensor.dims) - len(self.groups)))
         count = int(np.prod(self.groups))
         scale = part(
             f"{self.stem}.scale", np.float32, dims, lambda: scales(matrix, count).reshape(dims)
         )
         return [scale]
 
-    def widened(self, row_ptr: str | None) -> tuple[str, list[NodeProto]]:
+    def widened(self) -> tuple[str, list[NodeProto]]:
         """The name under which the values are read as float32, and the node that makes them so.
 
-        row_ptr: given, the scales are applied row by row; None leaves them for `finished`.
+        Scales are left for `finished`.
         """
         name, wide = f"{self.stem}.values", f"{self.stem}.values_f32"
         if self.data_type == TensorProto.FLOAT:
             return name, []
-        if self.code == "int8" and row_ptr is not None:
-            inputs = [name, row_ptr, f"{self.stem}.scale"]
-            return wide, [function_node("DequantizeRows", inputs, wide)]
         return wide, [decode_node("Cast", [name], wide, to=TensorProto.FLOAT)]
 
     def finished(self, kind: int = TensorProto.FLOAT) -> tuple[str, list[NodeProto]]:
@@ -91,9 +88,6 @@ class Coding:
 
     def _last_cast(self, wide: str) -> NodeProto:
         return decode_node("Cast", [wide], self.site.name, to=self.site.tensor.data_type)
-
-    def _broadcast(self) -> tuple[int, ...]:
-        return (*self.groups, *[1] * (len(self.site.tensor.dims) - len(self.groups)))
 
     def _coded(self, matrix: Matrix) -> Array:
         if self.code == "float16":

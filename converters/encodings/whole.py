@@ -22,7 +22,7 @@ def drafts(site: Site, weight: Array, stem: str, code: str) -> list[Draft]:
     coded, _ = coding(site, everything, stem, code, rows=False)
     if coded.code == "float32":
         return []
-    parts = [coded.values(weight.shape, lambda: everything), *coded.scales(everything, rows=False)]
+    parts = [coded.values(weight.shape, lambda: everything), *coded.scales(everything)]
     dense, finishing = coded.finished()
     nodes = [decode_node("Cast", [parts[0].name], dense, to=TensorProto.FLOAT), *finishing]
     size = sum(p.bytes() for p in parts) + node_bytes(nodes)

@@ -1,5 +1,7 @@
 #include "csr.h"
 
+#include <algorithm>
+#include <cstring>
 #include <limits>
 
 namespace dns_onnx {
@@ -34,6 +36,68 @@ void with_indices(const std::string& where, const char* operand, const Tensor& t
     default:
       fail(where, operand, "uint8, uint16, int32 or int64",
            "ONNX element type " + std::to_string(tensor.type));
+  }
+}
+
+float widened(float value) { return value; }
+float widened(int8_t value) { return value; }
+
+// IEEE half precision; source: IEEE 754-2008, binary16.
+float widened(uint16_t half) {
+  const uint32_t sign = (half & 0x8000U) << 16, exponent = (half >> 10) & 0x1FU;
+  uint32_t fraction = half & 0x3FFU, bits = 0;
+  if (exponent == 0x1FU) {
+    bits = sign | 0x7F800000U | fraction << 13;
+  } else if (exponent != 0) {
+    bits = sign | (exponent + 112) << 23 | fraction << 13;
+  } else if (fraction == 0) {
+    bits = sign;
+  } else {  // subnormal: shifted until its first bit is the hidden one
+    uint32_t power = 113;
+    for (; (fraction & 0x400U) == 0; fraction <<= 1) --power;
+    bits = sign | power << 23 | (fraction & 0x3FFU) << 13;
+  }
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <typename Stored>
+void widen(const Tensor& tensor, std::vector<float>& values) {
+  const auto* in = static_cast<const Stored*>(tensor.data);
+  values.resize(static_cast<size_t>(tensor.count));
+  std::transform(in, in + tensor.count, values.begin(), [](Stored v) { return widened(v); });
+}
+
+void read_values(const std::string& where, const Tensor& tensor, Csr& matrix) {
+  expect_rank_one(where, "values", tensor);
+  switch (tensor.type) {
+    case abi::kFloat:
+      return widen<float>(tensor, matrix.values);
+    case abi::kFloat16:
+      return widen<uint16_t>(tensor, matrix.values);
+    case abi::kInt8:
+      return widen<int8_t>(tensor, matrix.values);
+    default:
+      fail(where, "values", "float32, float16 or int8",
+           "ONNX element type " + std::to_string(tensor.type));
+  }
+}
+
+// Multiplies each row by its scale, shaped [rows, 1, ..., 1].
+void apply_scale(const std::string& where, const Tensor& tensor, Csr& matrix) {
+  if (tensor.type != abi::kFloat) {
+    fail(where, "scale", "float32", "ONNX element type " + std::to_string(tensor.type));
+  }
+  if (tensor.count != matrix.rows || tensor.dims.empty() || tensor.dims[0] != matrix.rows) {
+    fail(where, "scale", std::to_string(matrix.rows) + " entries, one a row",
+         "shape " + to_string(tensor.dims));
+  }
+  for (size_t r = 0; r + 1 < matrix.row_ptr.size(); ++r) {
+    const float scale = tensor.floats()[r];
+    for (int64_t i = matrix.row_ptr[r]; i < matrix.row_ptr[r + 1]; ++i) {
+      matrix.values[static_cast<size_t>(i)] *= scale;
+    }
   }
 }
 
@@ -103,6 +167,35 @@ void read_columns(const std::string& where, const Tensor& tensor, int64_t nnz, C
   });
 }
 
+// Columns and row pointers from the distances of the entries in the flattened matrix.
+void read_gaps(const std::string& where, const Tensor& tensor, int64_t nnz, Csr& matrix) {
+  expect_rank_one(where, "col_indices", tensor);
+  if (tensor.count != nnz) {
+    fail(where, "col_indices", std::to_string(nnz) + " gaps", std::to_string(tensor.count));
+  }
+  with_indices(where, "col_indices", tensor, [&](const auto* in) {
+    const int64_t size = matrix.rows * matrix.width;
+    int64_t position = 0, row = 0, begin = 0;
+    matrix.columns.resize(static_cast<size_t>(nnz));
+    matrix.row_ptr.assign(static_cast<size_t>(matrix.rows) + 1, 0);
+    for (int64_t i = 0; i < nnz; ++i) {
+      const auto gap = static_cast<int64_t>(in[i]);
+      const int64_t least = i == 0 ? 0 : 1;
+      if (gap < least || gap >= size - position) {
+        fail(where, "col_indices[" + std::to_string(i) + "]",
+             "a gap of " + std::to_string(least) + " to " + std::to_string(size - position - 1),
+             std::to_string(gap));
+      }
+      position += gap;
+      for (; position - begin >= matrix.width; begin += matrix.width) {
+        matrix.row_ptr[static_cast<size_t>(++row)] = i;
+      }
+      matrix.columns[static_cast<size_t>(i)] = static_cast<uint32_t>(position - begin);
+    }
+    std::fill(matrix.row_ptr.begin() + row + 1, matrix.row_ptr.end(), nnz);
+  });
+}
+
 }  // namespace
 
 Csr Csr::transposed() const {
@@ -128,15 +221,15 @@ Csr Csr::transposed() const {
 
 Csr read_csr(const std::string& where, const CsrOperands& operands) {
   Csr matrix;
-  if (operands.values.type != abi::kFloat) {
-    fail(where, "values", "float32", "ONNX element type " + std::to_string(operands.values.type));
-  }
-  expect_rank_one(where, "values", operands.values);
-  const int64_t nnz = operands.values.count;
+  read_values(where, operands.values, matrix);
   read_shape(where, operands.shape, matrix);
-  read_row_ptr(where, operands.row_ptr, nnz, matrix);
-  read_columns(where, operands.columns, nnz, matrix);
-  matrix.values.assign(operands.values.floats(), operands.values.floats() + nnz);
+  if (operands.row_ptr) {
+    read_row_ptr(where, operands.row_ptr, matrix.nnz(), matrix);
+    read_columns(where, operands.columns, matrix.nnz(), matrix);
+  } else {
+    read_gaps(where, operands.columns, matrix.nnz(), matrix);
+  }
+  if (operands.scale) apply_scale(where, operands.scale, matrix);
   return matrix;
 }
 

@@ -22,13 +22,14 @@ struct Csr {
   Csr transposed() const;  // shape becomes [width, rows]
 };
 
-// The four operands of a dns_onnx operator, as they lie in the model.
+// The parts of the matrix of a dns_onnx operator, as they lie in the model.  Without row_ptr,
+// `columns` holds gaps in the flattened matrix; scale multiplies the values of each row.
 struct CsrOperands {
-  Tensor values, columns, row_ptr, shape;
-  bool complete() const { return values && columns && row_ptr && shape; }
+  Tensor values, columns, row_ptr, shape, scale;
+  bool complete() const { return values && columns && shape; }
 };
 
-// Checks every array and widens the indices.  Throws Error naming `where` and the operand.
+// Checks every array, and widens indices and values.  Throws Error naming `where` and the operand.
 Csr read_csr(const std::string& where, const CsrOperands& operands);
 
 }  // namespace dns_onnx

@@ -42,6 +42,7 @@ class OneThread : public Parallel {
 struct Arrays {
   std::vector<float> values;
   std::vector<int64_t> columns, row_ptr, shape;
+  bool gaps = false;  // columns holds gaps, row_ptr is not read
 };
 
 class Fuzzer {
@@ -79,11 +80,14 @@ class Fuzzer {
     int64_t width = 1;
     for (size_t i = 1; i < a.shape.size(); ++i) width *= a.shape[i];
     const int64_t one_in = 1 + below(5);
+    a.gaps = below(2) == 1;
+    int64_t last = 0;
     a.row_ptr.push_back(0);
     for (int64_t r = 0; r < a.shape[0]; ++r) {
       for (int64_t c = 0; c < width; ++c) {
         if (below(one_in) != 0) continue;
-        a.columns.push_back(c);
+        a.columns.push_back(a.gaps ? r * width + c - last : c);
+        last = r * width + c;
         a.values.push_back(static_cast<float>(below(9)) - 4.0F);
       }
       a.row_ptr.push_back(static_cast<int64_t>(a.columns.size()));
@@ -131,8 +135,9 @@ class Fuzzer {
     const auto nnz = static_cast<int64_t>(a.values.size());
     return {{abi::kFloat, {nnz}, nnz, a.values.data()},
             tensor(a.columns),
-            tensor(a.row_ptr),
-            tensor(a.shape)};
+            a.gaps ? Tensor{} : tensor(a.row_ptr),
+            tensor(a.shape),
+            {}};
   }
 
   std::vector<float> floats(int64_t count) {

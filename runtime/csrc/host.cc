@@ -124,6 +124,15 @@ Tensor Run::input(size_t index) const {
   return value == nullptr ? Tensor{} : view(api_, value);
 }
 
+bool Run::has_input(size_t index) const {
+  size_t count = 0;
+  check(api_, api_->KernelContext_GetInputCount(context_, &count));
+  if (index >= count) return false;
+  const abi::Value* value = nullptr;
+  check(api_, api_->KernelContext_GetInput(context_, index, &value));
+  return value != nullptr;
+}
+
 float* Run::output(const std::vector<int64_t>& dims) {
   abi::Value* value = nullptr;
   check(api_, api_->KernelContext_GetOutput(context_, 0, dims.data(), dims.size(), &value));

@@ -73,6 +73,7 @@ class Run : public Parallel {
   Run(const abi::Api* api, abi::KernelContext* context) : api_(api), context_(context) {}
 
   Tensor input(size_t index) const;  // empty where the optional input is absent
+  bool has_input(size_t index) const;
   float* output(const std::vector<int64_t>& dims);
 
  private:

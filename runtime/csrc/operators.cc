@@ -8,12 +8,12 @@
 namespace dns_onnx {
 namespace {
 
-constexpr size_t kFirstOperand = 1, kBias = 5, kResidual = 6;
+constexpr size_t kValues = 1, kColumns = 2, kRowPtr = 3, kShape = 4;
+constexpr size_t kBias = 5, kScale = 6, kResidual = 7;
 
 template <typename Source>
 CsrOperands operands(Source&& source) {
-  return {source(kFirstOperand), source(kFirstOperand + 1), source(kFirstOperand + 2),
-          source(kFirstOperand + 3)};
+  return {source(kValues), source(kColumns), source(kRowPtr), source(kShape), source(kScale)};
 }
 
 // A kernel over one prepared sparse matrix: prepared once where the matrix is constant, else for
@@ -25,7 +25,11 @@ class SparseKernel : public Kernel {
       : Kernel(api), node_(api, info, op_type), where_(node_.where()) {}
 
   void compute(Run& run) const override {
-    if (prepared_) return compute(run, *prepared_);
+    if (prepared_) {
+      expect_constant(run, kRowPtr, has_row_ptr_, "row_ptr");
+      expect_constant(run, kScale, has_scale_, "scale");
+      return compute(run, *prepared_);
+    }
     const CsrOperands now = operands([&](size_t i) { return run.input(i); });
     compute(run, *prepare(read_csr(where_, now)));
   }
@@ -36,6 +40,8 @@ class SparseKernel : public Kernel {
 
   void prepare_constant() {
     const CsrOperands fixed = operands([&](size_t i) { return node_.constant(i); });
+    has_row_ptr_ = static_cast<bool>(fixed.row_ptr);
+    has_scale_ = static_cast<bool>(fixed.scale);
     if (fixed.complete()) prepared_ = prepare(read_csr(where_, fixed));
   }
 
@@ -58,8 +64,17 @@ class SparseKernel : public Kernel {
   }
 
  private:
+  // What was absent when the matrix was prepared must not turn up later.
+  void expect_constant(const Run& run, size_t index, bool was_there, const char* name) const {
+    if (!was_there && run.has_input(index)) {
+      throw Error(where_ + ": " + name + ": expected a constant, as the other parts of the matrix " +
+                  "are, got a value computed at run time; export the model again");
+    }
+  }
+
   Node node_;  // valid while the kernel is made
   std::string where_;
+  bool has_row_ptr_ = false, has_scale_ = false;
   std::unique_ptr<const Prepared> prepared_;
 };
 

@@ -51,6 +51,7 @@ enum ElementType : int {
   kUndefined = 0,
   kFloat = 1,
   kUint8 = 2,
+  kInt8 = 3,
   kUint16 = 4,
   kInt32 = 6,
   kInt64 = 7,

@@ -25,11 +25,12 @@ using Make = std::unique_ptr<Kernel> (*)(const abi::Api*, const abi::KernelInfo*
 struct Operator {
   abi::CustomOp table;
   const char* name;
-  size_t inputs;  // those after kRequiredInputs are optional
+  size_t inputs;
   Make make;
 };
 
-constexpr size_t kRequiredInputs = 5;
+// values, and positions whose type may be any; row_ptr may be absent; shape; all after is optional
+constexpr size_t kRowPtr = 3, kShape = 4;
 
 const Operator& self(const abi::CustomOp* op) { return *reinterpret_cast<const Operator*>(op); }
 
@@ -58,12 +59,12 @@ Operator make_operator(const char* name, size_t inputs, Make make) {
   table.GetName = [](const abi::CustomOp* o) { return self(o).name; };
   table.GetExecutionProviderType = [](const abi::CustomOp*) -> const char* { return nullptr; };
   table.GetInputTypeCount = [](const abi::CustomOp* o) { return self(o).inputs; };
-  // undefined stands for any type: one registration serves every index type
+  // undefined stands for any type: one registration serves every type of values and indices
   table.GetInputType = [](const abi::CustomOp*, size_t i) {
-    return i == 2 || i == 3 ? abi::kUndefined : (i == 4 ? abi::kInt64 : abi::kFloat);
+    return i == kShape ? abi::kInt64 : (i == 0 || i > kShape ? abi::kFloat : abi::kUndefined);
   };
   table.GetInputCharacteristic = [](const abi::CustomOp*, size_t i) {
-    return i < kRequiredInputs ? abi::kRequired : abi::kOptional;
+    return i <= kShape && i != kRowPtr ? abi::kRequired : abi::kOptional;
   };
   table.GetInputMemoryType = [](const abi::CustomOp*, size_t) { return abi::kMemoryDefault; };
   table.GetOutputTypeCount = [](const abi::CustomOp*) -> size_t { return 1; };
@@ -91,10 +92,10 @@ Operator make_operator(const char* name, size_t inputs, Make make) {
 }
 
 const std::vector<Operator>& operators() {
-  static const std::vector<Operator> all = {make_operator("CsrGemm", 6, make_gemm),
-                                            make_operator("CsrMatMul", 6, make_matmul),
+  static const std::vector<Operator> all = {make_operator("CsrGemm", 7, make_gemm),
+                                            make_operator("CsrMatMul", 7, make_matmul),
                                             make_operator("CsrLeftMatMul", 5, make_left_matmul),
-                                            make_operator("CsrConv", 7, make_conv)};
+                                            make_operator("CsrConv", 8, make_conv)};
   return all;
 }
 

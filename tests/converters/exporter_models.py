@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 DECODING = {
     "BitmaskToDense", "CsrConv", "CsrGemm", "CsrMatMul", "CsrToDense", "CumSum",
-    "DequantizeRows", "GapsToIndices", "ScatterElements", "ScatterND", "Unique",
+    "ScatterElements", "ScatterND", "Unique",
 }  # fmt: skip
 
 

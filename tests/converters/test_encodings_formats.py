@@ -346,3 +346,15 @@ def test_run_time_operands_are_refused() -> None:
     made.graph.initializer.remove(values)
     with pytest.raises(Exception, match=r"'W\.values' to be stored in the file"):
         to_dense(made)
+
+
+def test_columns_are_stored_where_they_are_smaller_than_gaps() -> None:
+    weight = np.zeros((8000, 200), np.float32)
+    weight[::50] = sparse(np.random.default_rng(14), (160, 200), 0.6)
+    node = helper.make_node("Gemm", ["X", "W"], ["Y"], transB=1)
+    model = build([node], {"X": (2, 200)}, {"W": weight})
+    made = convert(model, "csr")
+    assert (made.tensors[0].encoding, made.tensors[0].operator) == ("csr uint8", "CsrGemm")
+    x = feeds(model)
+    np.testing.assert_allclose(run(made.model, **x)[0], run(model, **x)[0], rtol=1e-5, atol=1e-5)
+    assert to_dense(made.model).SerializeToString() == model.SerializeToString()

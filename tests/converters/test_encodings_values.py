@@ -106,3 +106,20 @@ def test_biases_keep_their_precision() -> None:
 def test_other_formats_have_no_narrow_values(format: str) -> None:
     with pytest.raises(ExportError, match="values: expected one of float32, got 'int8'"):
         export_model(MODELS["tied"], {}, format=format, values="int8")
+
+
+def test_weights_that_do_not_fit_stand_beside_those_that_do() -> None:
+    """A body reads values of one type, so the other weight is decoded in front of its node."""
+    rng = np.random.default_rng(3)
+    weights = {name: sparse(rng, (300, 300)) for name in ("V", "W")}
+    weights["W"][0, 0] = 1e6
+    nodes = [
+        helper.make_node("MatMul", ["X", "V"], ["H"]),
+        helper.make_node("MatMul", ["H", "W"], ["Y"]),
+    ]
+    made = convert(build(nodes, {"X": (2, 300)}, weights), "csr", values="float16")
+    assert [row.operator for row in made.tensors] == ["CsrMatMul", "CsrToDense"]
+    back = to_dense(made.model)
+    assert tensors(back)["W"].tobytes() == weights["W"].tobytes()
+    x = rng.standard_normal((2, 300)).astype(np.float32)
+    np.testing.assert_allclose(run(made.model, X=x)[0], run(back, X=x)[0], rtol=1e-5, atol=1e-2)

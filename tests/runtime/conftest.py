@@ -24,22 +24,28 @@ OPERANDS = ("values", "col_indices", "row_ptr", "shape")
 def csr_operands(
     dense: Array, columns: Any = np.int32, pointers: Any = np.int32
 ) -> dict[str, Array]:
-    """The four operands of docs/operators-csr.md for a dense weight."""
+    """The operands of docs/operators-csr.md for a dense weight; by gaps where pointers is None."""
     rows = dense.reshape(dense.shape[0], -1)
     kept = rows != 0
-    return {
+    operands = {
         "values": rows[kept].astype(np.float32),
         "col_indices": np.nonzero(kept)[1].astype(columns),
         "row_ptr": np.concatenate(([0], np.cumsum(kept.sum(axis=1)))).astype(pointers),
         "shape": np.asarray(dense.shape, np.int64),
     }
+    if pointers is None:
+        del operands["row_ptr"]
+        gaps = np.diff(np.flatnonzero(kept), prepend=0)
+        assert gaps.max(initial=0) <= np.iinfo(columns).max
+        operands["col_indices"] = gaps.astype(columns)
+    return operands
 
 
 @dataclass
 class Layer:
     """One sparse layer: operator, its operands, bias and attributes; knows its dense twin.
 
-    operands: as csr_operands gives them; a test may replace any of them.
+    operands: as csr_operands gives them, and a scale; a test may replace any of them.
     """
 
     op: str
@@ -51,13 +57,14 @@ class Layer:
 
     def model(self, *, sparse: bool, rank: int) -> bytes:
         """Serialized model X -> Y of this one layer; rank: dimensions of X."""
-        inputs = ["X"]
         values = dict(self.operands) if sparse else {"W": self.dense}
-        inputs += list(values)
         if self.bias is not None:
             values["bias"] = self.bias
-            inputs.append("bias")
-        elif sparse and self.op != "CsrMatMul":
+        names = [*OPERANDS, "bias", "scale"] if sparse else ["W", "bias"]
+        inputs = ["X", *(name if name in values else "" for name in names)]
+        while not inputs[-1]:
+            inputs.pop()
+        if sparse and self.op != "CsrMatMul" and len(inputs) == 1 + len(OPERANDS):
             inputs.append("")
         node = helper.make_node(
             self.op if sparse else self.op.removeprefix("Csr"),

@@ -55,11 +55,17 @@ def job(make_layer: Make, make_pruned: Make, tmp_path_factory: pytest.TempPathFa
     filters = make_pruned(rng, (4, 3, 3, 3), 0.5)
     bias = rng.standard_normal(6).astype(np.float32)
     gemm = {"alpha": 0.5, "beta": 1.0, "transA": 0, "transB": 1}
+    scaled = make_layer("CsrMatMul", np.rint(9 * linear), columns=np.uint8, pointers=None)
+    scaled.operands["values"] = scaled.operands["values"].astype(np.int8)
+    scaled.operands["scale"] = rng.random((6, 1)).astype(np.float32)
+    scaled.dense = (scaled.dense * scaled.operands["scale"]).astype(np.float32)
     broken = make_layer("CsrGemm", linear, **gemm)
     broken.operands["row_ptr"][2] = 99
     cases = {
         "gemm": (make_layer("CsrGemm", linear, bias=bias, columns=np.uint8, **gemm), (3, 40)),
         "gemm_no_bias": (make_layer("CsrGemm", linear, pointers=np.uint16, **gemm), (1, 40)),
+        "gemm_gaps": (make_layer("CsrGemm", linear, bias=bias, pointers=None, **gemm), (2, 40)),
+        "matmul_int8": (scaled, (3, 6)),
         "matmul": (make_layer("CsrMatMul", np.ascontiguousarray(linear.T)), (2, 2, 40)),
         "conv": (make_layer("CsrConv", filters, auto_pad="SAME_UPPER", group=1), (2, 3, 8, 8)),
         "conv_pads": (make_layer("CsrConv", filters, pads=[1, 1, 0, 0]), (1, 3, 8, 8)),

@@ -208,7 +208,7 @@ def test_conv_finishes_its_sums(
     node = model.graph.node[0]
     node.attribute.extend(onnx.helper.make_attribute(k, v) for k, v in activation.items())
     if adds:
-        node.input.append("Z")
+        node.input.extend(["", "Z"])
         model.graph.input.append(
             onnx.helper.make_tensor_value_info("Z", onnx.TensorProto.FLOAT, want.shape)
         )
@@ -222,7 +222,7 @@ def test_conv_residual_of_another_shape_is_an_error(
     weight = make_pruned(np.random.default_rng(0), (4, 3, 1, 1), 0.5)
     layer = make_layer("CsrConv", weight, bias=np.zeros(4, np.float32))
     model = onnx.load_from_string(layer.model(sparse=True, rank=4))
-    model.graph.node[0].input.append("Z")
+    model.graph.node[0].input.extend(["", "Z"])
     model.graph.input.append(
         onnx.helper.make_tensor_value_info("Z", onnx.TensorProto.FLOAT, [None] * 4)
     )

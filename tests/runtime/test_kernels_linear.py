@@ -100,6 +100,46 @@ def test_gemm_takes_every_index_type(
     close(layer.run(x), layer.run(x, sparse=False))
 
 
+@pytest.mark.parametrize("kind", INDEX_TYPES)
+@pytest.mark.parametrize("density", [0.3, 1.0, 0.0], ids=["some", "all", "none"])
+def test_gemm_reads_gaps(
+    kind: Any, density: float, make_layer: Make, make_pruned: Make, close: Make
+) -> None:
+    rng = np.random.default_rng(3)
+    weight = make_pruned(rng, (12, 19), density)
+    weight[[0, 4, 5, 11]] = 0
+    x = rng.standard_normal((2, 19)).astype(np.float32)
+    layer = make_layer("CsrGemm", weight, columns=kind, pointers=None, transB=1)
+    close(layer.run(x), layer.run(x, sparse=False))
+
+
+HALVES = [0.0, -0.0, 1.0, -2.5, 65504.0, 6.1e-5, 5.96e-8, -3.1e-7, np.inf, -np.inf, np.nan]
+
+
+def test_float16_values_are_widened_exactly(make_layer: Make) -> None:
+    values = np.concatenate([np.array(HALVES), np.random.default_rng(0).standard_normal(53)])
+    layer = make_layer("CsrGemm", np.ones((64, 1), np.float32), transB=1)
+    layer.operands["values"] = values.astype(np.float16)
+    got = layer.run(np.ones((1, 1), np.float32))
+    np.testing.assert_array_equal(got[0], values.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.int8, np.float32])
+@pytest.mark.parametrize("op", ["CsrGemm", "CsrMatMul"])
+def test_rows_are_scaled(
+    op: str, kind: Any, make_layer: Make, make_pruned: Make, close: Make
+) -> None:
+    rng = np.random.default_rng(4)
+    narrow = np.rint(20 * make_pruned(rng, (60, 40), 0.2))
+    scale = rng.random((60, 1)).astype(np.float32)
+    layer = make_layer(op, narrow, pointers=None)
+    layer.operands["values"] = layer.operands["values"].astype(kind)
+    layer.operands["scale"] = scale
+    layer.dense = (narrow * scale).astype(np.float32)
+    x = rng.standard_normal((3, 60)).astype(np.float32)
+    close(layer.run(x), layer.run(x, sparse=False))
+
+
 @pytest.mark.parametrize(
     "shape", [(), (1,), (9,), (1, 9), (4, 1), (4, 9), (1, 1)], ids=lambda s: "x".join(map(str, s))
 )

@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnxruntime as ort
 import pytest
+
+from dns_onnx.runtime.library import library_path
 
 Array = npt.NDArray[Any]
 Make = Callable[..., Any]
@@ -44,6 +48,18 @@ FAULTS: dict[str, tuple[dict[str, Array], str]] = {
 }
 
 
+# gaps, and what the message must hold
+GAP_FAULTS: dict[str, tuple[Array, str]] = {
+    "gap_of_none": (np.array([0, 1, 0, 1, 1, 1], I64), r"col_indices\[2\].*gap of 1 to 13, got 0"),
+    "gap_negative": (np.array([-1, 1, 1, 1, 1, 1], I64), r"col_indices\[0\].*0 to 14, got -1"),
+    "gap_past_end": (np.array([0, 1, 1, 1, 1, 11], I64), r"col_indices\[5\].*1 to 10, got 11"),
+    "gap_huge": (np.array([0, 2**63 - 1, 1, 1, 1, 1], I64), r"col_indices\[1\]"),
+    "gaps_short": (np.array([0, 1], I64), "col_indices: expected 6 gaps, got 2"),
+    "gaps_rank": (np.ones((2, 3), I64), "col_indices: expected one dimension"),
+    "gaps_float": (np.ones(6, np.float32), "col_indices: expected uint8"),
+}
+
+
 @pytest.fixture
 def layer(make_layer: Make) -> Any:
     weight = np.zeros((3, 5), np.float32)
@@ -59,9 +75,44 @@ def test_malformed_matrix_is_refused(layer: Any, fault: tuple[dict[str, Array], 
         layer.run(np.ones((1, 5), np.float32))
 
 
+@pytest.mark.parametrize("fault", GAP_FAULTS.values(), ids=GAP_FAULTS)
+def test_malformed_gaps_are_refused(layer: Any, fault: tuple[Array, str]) -> None:
+    layer.operands["col_indices"], message = fault
+    del layer.operands["row_ptr"]
+    with pytest.raises(Exception, match=f"CsrGemm 'layer'.*{message}"):
+        layer.run(np.ones((1, 5), np.float32))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 3), (4, 1)], ids=str)
+def test_malformed_scale_is_refused(layer: Any, shape: tuple[int, ...]) -> None:
+    layer.operands["scale"] = np.ones(shape, np.float32)
+    with pytest.raises(Exception, match="CsrGemm 'layer': scale: expected 3 entries, one a row"):
+        layer.run(np.ones((1, 5), np.float32))
+
+
+@pytest.mark.parametrize("operand", ["row_ptr", "scale"])
+def test_part_of_a_constant_matrix_that_is_computed_is_refused(layer: Any, operand: str) -> None:
+    layer.operands["scale"] = np.ones((3, 1), np.float32)
+    if operand == "row_ptr":  # read as gaps, the columns are right
+        layer.operands["col_indices"] = np.array([1, 2, 3, 4, 1, 2], I64)
+    model = onnx.load_from_string(layer.model(sparse=True, rank=2))
+    (tensor,) = (t for t in model.graph.initializer if t.name == operand)
+    model.graph.input.append(
+        onnx.helper.make_tensor_value_info(operand, tensor.data_type, list(tensor.dims))
+    )
+    model.graph.initializer.remove(tensor)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library_path()))
+    feeds = {"X": np.ones((1, 5), np.float32), operand: layer.operands[operand]}
+    session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    with pytest.raises(Exception, match=f"'layer': {operand}: expected a constant"):
+        session.run(None, feeds)
+
+
 def test_values_of_another_type_are_refused(layer: Any) -> None:
-    layer.operands["values"] = layer.operands["values"].astype(np.float16)
-    with pytest.raises(Exception, match="layer"):
+    layer.operands["values"] = layer.operands["values"].astype(np.int32)
+    with pytest.raises(Exception, match="'layer': values: expected float32, float16 or int8"):
         layer.run(np.ones((1, 5), np.float32))
 
 
