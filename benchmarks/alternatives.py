@@ -14,21 +14,16 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import onnx
 import torch
 import typer
-from baselines import FixedMasks, GradualMagnitude, keep_largest, per_layer
+from baselines import METHODS, ONE_SHOT, OURS, RATE, Job, pruning
 from paper_table import judged_on_test
 from rich.console import Console
-from sparsegpt import prune_model
 
 from dns_onnx import report
 from dns_onnx.config import Config, parse_config
@@ -41,47 +36,12 @@ from dns_onnx.journal import silent
 from dns_onnx.pipeline import compress, effective_weights
 from dns_onnx.prepare import input_specs, load_datasets, prepare_run
 from dns_onnx.runtime.sizes import file_bytes
-from dns_onnx.search import RAMP_SHARE, SURGERY_SHARE, Plan, goals, trial_config
-from dns_onnx.surgery import LayerSurgery, Surgery
-from dns_onnx.targets import Goal
+from dns_onnx.search import Plan, trial_config
 from dns_onnx.train import Run
 
-NETS = {"lenet300100": 8000, "lenet5": 2000}  # iterations
+NETS = {"lenet300100": 5000, "lenet5": 1500}  # iterations
 SIZES = {"lenet300100": (0.90, 0.95, 0.98, 0.99), "lenet5": (0.90, 0.98, 0.99)}
-OURS = "surgery (ours)"
-ONE_SHOT = {"SparseGPT-like, one-shot", "onnxsim, one-shot"}  # no training afterwards
-METHODS = {
-    OURS: ("-",),
-    "gradual magnitude": ("global", "layer by layer"),
-    "one-shot magnitude, fine-tuned": ("global", "layer by layer"),
-    "SparseGPT-like, fine-tuned": ("blocks of 128", "one block", "one block, uneven"),
-    "SparseGPT-like, one-shot": ("blocks of 128", "one block", "one block, uneven"),
-    "onnxsim, fine-tuned": ("magnitude", "global", "wanda", "sparsegpt"),
-    "onnxsim, one-shot": ("magnitude", "global", "wanda", "sparsegpt"),
-}
-CALIBRATION_ROWS = 1024
-RATE = 0.02  # of learning, as in this project's own recipes
 console = Console(soft_wrap=True, highlight=False)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: everything that decides its result."""
-
-    net: str
-    sparsity: float
-    method: str
-    variant: str
-    seed: int
-    iterations: int
-    rate: float = RATE
-
-    @property
-    def folder(self) -> str:
-        """Its name below --runs."""
-        words = f"{self.method} {self.variant} {self.iterations} lr{self.rate:g} seed{self.seed}"
-        plain = "".join(c if c.isalnum() else "-" for c in words).strip("-")
-        return f"{self.net}/{100 * self.sparsity:g}/{plain}"
 
 
 @dataclass(frozen=True)
@@ -221,15 +181,15 @@ def theirs(job: Job, places: Places, folder: Path) -> Found:
         trained, import_model(trained), config, torch.device("cpu"), data, folder, {}
     )
     config = trial_config(config, Plan(1 / (1 - job.sparsity), None), 0)
-    surgery, said = pruning(job, list(prepared.run.surgery), config, dense, data, places, folder)
+    layers = list(prepared.run.surgery)
+    surgery, said = pruning(job, layers, config.seed, dense, data, places.onnxsim, folder)
     run = prepared.run.again(surgery, config, folder, {"job": asdict(job)})
     metric = trained_on(run, data, heldout) if job.iterations else run.score(heldout)
     path = folder / "model.onnx"
     export_model(dense, effective_weights(run), path)
-    layers = {x.name: x.kept() for x in run.surgery}
     return Found(
-        job, round(1 - metric, 9), run.surgery.kept(), run.surgery.size(), layers, run.seconds,
-        str(path), file_bytes(path), said,
+        job, round(1 - metric, 9), surgery.kept(), surgery.size(),
+        {x.name: x.kept() for x in layers}, run.seconds, str(path), file_bytes(path), said,
     )  # fmt: skip
 
 
@@ -238,59 +198,6 @@ def trained_on(run: Run, data: Dataset, heldout: Dataset) -> float:
     run.resume()
     outcome = run.train(data, heldout, silent)
     return run.score(heldout) if outcome.best_metric is None else outcome.best_metric
-
-
-def pruning(
-    job: Job, layers: list[LayerSurgery], config: Config, dense: Path, data: Dataset,
-    places: Places, folder: Path,
-) -> tuple[Surgery, dict[str, Any]]:  # fmt: skip
-    """The schedule of a method, its one-shot pruning done; and what the tool said."""
-    shared = goals(layers, {}, 1 - job.sparsity)
-    even = {x.key: round((1 - job.sparsity) * x.size()) for x in layers}
-    wanted: Sequence[Goal] = per_layer(layers, even) if job.variant == "layer by layer" else shared
-    said: dict[str, Any] = {}
-    if job.method == "gradual magnitude":
-        ramp = int(RAMP_SHARE * int(SURGERY_SHARE * job.iterations))
-        return GradualMagnitude(layers, config.seed, wanted, ramp), said
-    if job.method.startswith("one-shot magnitude"):
-        keep_largest(layers, wanted)
-    else:
-        rng = np.random.default_rng(config.seed)
-        drawn = np.sort(rng.choice(len(data), CALIBRATION_ROWS, replace=False))
-        (rows,) = data.take(drawn).inputs.values()
-        if job.method.startswith("SparseGPT"):
-            block = 128 if job.variant == "blocks of 128" else None
-            if job.variant.endswith("uneven"):  # each layer what global magnitude leaves it
-                keep_largest(layers, shared)
-                even = {x.key: x.kept() for x in layers}
-            prune_model(onnx.load(dense), layers, rows, even, block)
-        else:
-            said = pruned_by_onnxsim(layers, dense, rows, job.variant, shared[0].kept,
-                                     places, folder)  # fmt: skip
-    return FixedMasks(layers, config.seed), said
-
-
-@torch.no_grad()
-def pruned_by_onnxsim(
-    layers: list[LayerSurgery], dense: Path, rows: Any, kind: str, kept: int, places: Places,
-    folder: Path,
-) -> dict[str, Any]:  # fmt: skip
-    """Weights and masks as onnxsim's pruning leaves them; what it said of itself."""
-    np.save(folder / "rows.npy", rows)
-    done = subprocess.run(
-        [str(places.onnxsim), str(Path(__file__).with_name("onnxsim_prune.py")), str(dense),
-         str(folder / "rows.npy"), str(folder / "pruned.npz"), kind, str(kept)],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    (folder / "rows.npy").unlink()
-    arrays = np.load(folder / "pruned.npz")
-    for layer in layers:
-        for holder in layer.tensors:
-            value = torch.from_numpy(arrays[holder.name])
-            holder.weight.copy_(value)
-            holder.attach_mask(value != 0)
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return said
 
 
 # ---------------------------------------------------------------------- the table

@@ -1,16 +1,59 @@
-"""Pruning by magnitude, one-shot and gradual, as schedules that the training loop takes."""
+"""The ways to prune that the surgery is compared with, as schedules of the training loop."""
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from sparsegpt import prune_model
 
+from dns_onnx.data import Dataset
+from dns_onnx.search import RAMP_SHARE, SURGERY_SHARE, goals
 from dns_onnx.surgery import LayerSurgery, Surgery
 from dns_onnx.targets import Goal, keep_dearest
 
+OURS = "surgery (ours)"
+ONE_SHOT = {"SparseGPT-like, one-shot", "onnxsim, one-shot"}  # no training afterwards
+METHODS = {
+    OURS: ("-",),
+    "gradual magnitude": ("global", "layer by layer"),
+    "one-shot magnitude, fine-tuned": ("global", "layer by layer"),
+    "SparseGPT-like, fine-tuned": ("blocks of 128", "one block", "one block, uneven"),
+    "SparseGPT-like, one-shot": ("blocks of 128", "one block", "one block, uneven"),
+    "onnxsim, fine-tuned": ("magnitude", "global", "wanda", "sparsegpt"),
+    "onnxsim, one-shot": ("magnitude", "global", "wanda", "sparsegpt"),
+}
+CALIBRATION_ROWS = 1024
 UPDATE_EVERY = 50  # iterations between two cuts of the gradual descent
+RATE = 0.02  # of learning, as in this project's own recipes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: everything that decides its result."""
+
+    net: str
+    sparsity: float
+    method: str
+    variant: str
+    seed: int
+    iterations: int
+    rate: float = RATE
+
+    @property
+    def folder(self) -> str:
+        """Its name below --runs."""
+        words = f"{self.method} {self.variant} {self.iterations} lr{self.rate:g} seed{self.seed}"
+        plain = "".join(c if c.isalnum() else "-" for c in words).strip("-")
+        return f"{self.net}/{100 * self.sparsity:g}/{plain}"
 
 
 class FixedMasks(Surgery):
@@ -65,3 +108,64 @@ def keep_largest(layers: Sequence[LayerSurgery], goals: Sequence[Goal], left: fl
 def per_layer(layers: Sequence[LayerSurgery], kept: Mapping[str, int]) -> list[Goal]:
     """A goal for each layer."""
     return [Goal((x.key,), kept[x.key]) for x in layers]
+
+
+def pruning(
+    job: Job, layers: list[LayerSurgery], seed: int, dense: Path, data: Dataset,
+    onnxsim: Path | None, folder: Path,
+) -> tuple[Surgery, dict[str, Any]]:  # fmt: skip
+    """The schedule of a method, what it prunes in one shot pruned; and what the tool said.
+
+    data: the teaching rows.  onnxsim: the interpreter of its environment.  folder: for its files.
+    """
+    shared = goals(layers, {}, 1 - job.sparsity)
+    even = {x.key: round((1 - job.sparsity) * x.size()) for x in layers}
+    wanted: Sequence[Goal] = per_layer(layers, even) if job.variant == "layer by layer" else shared
+    if job.method == "gradual magnitude":
+        ramp = int(RAMP_SHARE * int(SURGERY_SHARE * job.iterations))  # as in ours
+        return GradualMagnitude(layers, seed, wanted, ramp), {}
+    said: dict[str, Any] = {}
+    if job.method.startswith("one-shot magnitude"):
+        keep_largest(layers, wanted)
+    elif job.method.startswith("SparseGPT"):
+        if job.variant.endswith("uneven"):  # each layer keeps what global magnitude leaves it
+            keep_largest(layers, shared)
+            even = {x.key: x.kept() for x in layers}
+        block = 128 if job.variant == "blocks of 128" else None
+        prune_model(onnx.load(dense), layers, calibration(data, seed), even, block)
+    else:
+        np.save(folder / "rows.npy", calibration(data, seed))
+        said = pruned_by_onnxsim(layers, dense, job.variant, shared[0].kept, onnxsim, folder)
+    return FixedMasks(layers, seed), said
+
+
+def calibration(data: Dataset, seed: int) -> Any:
+    """Rows of the one model input, drawn from the teaching data."""
+    rng = np.random.default_rng(seed)
+    drawn = np.sort(rng.choice(len(data), CALIBRATION_ROWS, replace=False))
+    (rows,) = data.take(drawn).inputs.values()
+    return rows
+
+
+@torch.no_grad()
+def pruned_by_onnxsim(
+    layers: list[LayerSurgery], dense: Path, kind: str, kept: int, onnxsim: Path | None,
+    folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Weights and masks as onnxsim's pruning leaves them; what it said of itself.
+
+    folder: with rows.npy, to calibrate on.
+    """
+    done = subprocess.run(
+        [str(onnxsim), str(Path(__file__).with_name("onnxsim_prune.py")), str(dense),
+         str(folder / "rows.npy"), str(folder / "pruned.npz"), kind, str(kept)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    arrays = np.load(folder / "pruned.npz")
+    for layer in layers:
+        for holder in layer.tensors:
+            value = torch.from_numpy(arrays[holder.name])
+            holder.weight.copy_(value)
+            holder.attach_mask(value != 0)
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-STEPS = 12  # of the bisection for the sparsity
+STEPS = 9  # of the bisection for the sparsity
 
 
 def main(path: str, rows: str, out: str, kind: str, kept: int) -> None:
