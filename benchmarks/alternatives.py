@@ -16,17 +16,18 @@ import json
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from baselines import METHODS, ONE_SHOT, OURS, RATE, Job, pruning
+from baselines import METHODS, ONE_SHOT, OURS, RATE, Job, Onnxsim, pruning
 from paper_table import judged_on_test
 from rich.console import Console
 
-from dns_onnx import report
-from dns_onnx.config import Config, parse_config
+from dns_onnx import report, sources
+from dns_onnx.config import Config, Preprocess, parse_config
 from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.exporter import export_model
 from dns_onnx.converters.importer import import_model
@@ -39,8 +40,9 @@ from dns_onnx.runtime.sizes import file_bytes
 from dns_onnx.search import Plan, trial_config
 from dns_onnx.train import Run
 
-NETS = {"lenet300100": 5000, "lenet5": 1500}  # iterations
+NETS = {"lenet300100": 3000, "lenet5": 1000}  # iterations
 SIZES = {"lenet300100": (0.90, 0.95, 0.98, 0.99), "lenet5": (0.90, 0.98, 0.99)}
+PREPROCESS = Preprocess(scale=1 / 256)
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -144,7 +146,7 @@ def settings(job: Job) -> Config:
     return parse_config(
         {"name": "alternatives", "seed": job.seed,
          "data": {"batch": 64, "holdout": 5000, "shift": 1},
-         "preprocess": {"scale": 1 / 256},
+         "preprocess": PREPROCESS,
          "solver": {"lr": job.rate},
          "train": {"iterations": max(job.iterations, 1), "eval_every": 1000},
          "target": {"sparsity": job.sparsity}}, "alternatives",
@@ -155,7 +157,7 @@ def ours(job: Job, places: Places, folder: Path) -> Found:
     """`dns-onnx compress --sparsity`; without evaluation data it is judged on held-out rows."""
     path = folder / "model.onnx"
     result = compress(
-        places.models / f"{job.net}_dense.onnx", path, train=f"mnist:{places.mnist}",
+        places.models / f"{job.net}_dense.onnx", path, train=images(job.net, places),
         config=settings(job), device="cpu", run_dir=folder, resume=True, bench_seconds=0.05,
     )  # fmt: skip
     layers = {x.name: x.kept for x in result.layers}
@@ -166,14 +168,20 @@ def ours(job: Job, places: Places, folder: Path) -> Found:
     )  # fmt: skip
 
 
+@cache
+def images(net: str, places: Places) -> Dataset:
+    """The training images, read once."""
+    specs = input_specs(read_model(places.models / f"{net}_dense.onnx"))
+    return sources.load(f"mnist:{places.mnist}", specs, PREPROCESS, "train")
+
+
 def theirs(job: Job, places: Places, folder: Path) -> Found:
     """Prune by another method, train on, export: the road that `compress` takes."""
     dense, config = places.models / f"{job.net}_dense.onnx", settings(job)
     torch.manual_seed(config.seed)
     model = read_model(dense)
-    data, heldout, _, _ = load_datasets(
-        f"mnist:{places.mnist}", None, config, input_specs(model)
-    )  # fmt: skip
+    rows = images(job.net, places)
+    data, heldout, _, _ = load_datasets(rows, None, config, input_specs(model))
     if heldout is None:
         raise RuntimeError("held-out rows decide; data.holdout must not be 0")
     trained = free_batch(model).model
@@ -182,7 +190,8 @@ def theirs(job: Job, places: Places, folder: Path) -> Found:
     )
     config = trial_config(config, Plan(1 / (1 - job.sparsity), None), 0)
     layers = list(prepared.run.surgery)
-    surgery, said = pruning(job, layers, config.seed, dense, data, places.onnxsim, folder)
+    tool = Onnxsim(places.onnxsim, folder.parent / f"onnxsim-seed{job.seed}")
+    surgery, said = pruning(job, layers, config, dense, data, tool)
     run = prepared.run.again(surgery, config, folder, {"job": asdict(job)})
     metric = trained_on(run, data, heldout) if job.iterations else run.score(heldout)
     path = folder / "model.onnx"

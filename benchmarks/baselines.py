@@ -15,8 +15,9 @@ import onnx
 import torch
 from sparsegpt import prune_model
 
+from dns_onnx.config import Config
 from dns_onnx.data import Dataset
-from dns_onnx.search import RAMP_SHARE, SURGERY_SHARE, goals
+from dns_onnx.search import goals
 from dns_onnx.surgery import LayerSurgery, Surgery
 from dns_onnx.targets import Goal, keep_dearest
 
@@ -111,19 +112,17 @@ def per_layer(layers: Sequence[LayerSurgery], kept: Mapping[str, int]) -> list[G
 
 
 def pruning(
-    job: Job, layers: list[LayerSurgery], seed: int, dense: Path, data: Dataset,
-    onnxsim: Path | None, folder: Path,
-) -> tuple[Surgery, dict[str, Any]]:  # fmt: skip
+    job: Job, layers: list[LayerSurgery], config: Config, dense: Path, data: Dataset, tool: Onnxsim
+) -> tuple[Surgery, dict[str, Any]]:
     """The schedule of a method, what it prunes in one shot pruned; and what the tool said.
 
-    data: the teaching rows.  onnxsim: the interpreter of its environment.  folder: for its files.
+    config: of the run, as a search's trial has it.  data: the teaching rows.
     """
     shared = goals(layers, {}, 1 - job.sparsity)
     even = {x.key: round((1 - job.sparsity) * x.size()) for x in layers}
     wanted: Sequence[Goal] = per_layer(layers, even) if job.variant == "layer by layer" else shared
     if job.method == "gradual magnitude":
-        ramp = int(RAMP_SHARE * int(SURGERY_SHARE * job.iterations))  # as in ours
-        return GradualMagnitude(layers, seed, wanted, ramp), {}
+        return GradualMagnitude(layers, config.seed, wanted, config.surgery.ramp_iters or 1), {}
     said: dict[str, Any] = {}
     if job.method.startswith("one-shot magnitude"):
         keep_largest(layers, wanted)
@@ -132,11 +131,11 @@ def pruning(
             keep_largest(layers, shared)
             even = {x.key: x.kept() for x in layers}
         block = 128 if job.variant == "blocks of 128" else None
-        prune_model(onnx.load(dense), layers, calibration(data, seed), even, block)
+        prune_model(onnx.load(dense), layers, calibration(data, config.seed), even, block)
     else:
-        np.save(folder / "rows.npy", calibration(data, seed))
-        said = pruned_by_onnxsim(layers, dense, job.variant, shared[0].kept, onnxsim, folder)
-    return FixedMasks(layers, seed), said
+        said = tool.prune(layers, dense, calibration(data, config.seed), job.variant,
+                          shared[0].kept)  # fmt: skip
+    return FixedMasks(layers, config.seed), said
 
 
 def calibration(data: Dataset, seed: int) -> Any:
@@ -147,25 +146,38 @@ def calibration(data: Dataset, seed: int) -> Any:
     return rows
 
 
-@torch.no_grad()
-def pruned_by_onnxsim(
-    layers: list[LayerSurgery], dense: Path, kind: str, kept: int, onnxsim: Path | None,
-    folder: Path,
-) -> dict[str, Any]:  # fmt: skip
-    """Weights and masks as onnxsim's pruning leaves them; what it said of itself.
+@dataclass(frozen=True)
+class Onnxsim:
+    """onnxsim in an environment of its own.
 
-    folder: with rows.npy, to calibrate on.
+    python: its interpreter.  folder: where it leaves its files, which are taken as they are when
+    they are there.
     """
-    done = subprocess.run(
-        [str(onnxsim), str(Path(__file__).with_name("onnxsim_prune.py")), str(dense),
-         str(folder / "rows.npy"), str(folder / "pruned.npz"), kind, str(kept)],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    arrays = np.load(folder / "pruned.npz")
-    for layer in layers:
-        for holder in layer.tensors:
-            value = torch.from_numpy(arrays[holder.name])
-            holder.weight.copy_(value)
-            holder.attach_mask(value != 0)
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return said
+
+    python: Path | None
+    folder: Path
+
+    @torch.no_grad()
+    def prune(
+        self, layers: list[LayerSurgery], dense: Path, rows: Any, kind: str, kept: int
+    ) -> dict[str, Any]:
+        """Put the weights and masks that its pruning leaves into the layers; what it said."""
+        pruned, said = self.folder / f"{kind}.npz", self.folder / f"{kind}.json"
+        if not said.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.save(self.folder / "rows.npy", rows)
+            script = Path(__file__).with_name("onnxsim_prune.py")
+            command = [self.python, script, dense, self.folder / "rows.npy", pruned, kind, kept]
+            done = subprocess.run(
+                [str(part) for part in command], check=True, capture_output=True, text=True
+            )
+            (self.folder / "rows.npy").unlink()
+            said.write_text(done.stdout.splitlines()[-1], "utf-8")
+        arrays = np.load(pruned)
+        for layer in layers:
+            for holder in layer.tensors:
+                value = torch.from_numpy(arrays[holder.name])
+                holder.weight.copy_(value)
+                holder.attach_mask(value != 0)
+        told: dict[str, Any] = json.loads(said.read_text("utf-8"))
+        return told
