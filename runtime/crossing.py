@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import platform
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,17 @@ def thresholds(threads: int) -> dict[str, float]:
 
 
 def machine(threads: int) -> str:
-    """What a measurement holds for: CPU, kernels, ONNX Runtime and thread count."""
+    """What a measurement holds for: CPU, build of the kernels, ONNX Runtime and thread count."""
+    kernels = f"{kernel_set()} {_build()}"
     return "|".join(
-        (platform.machine(), _cpu_name(), kernel_set(), ort.__version__, f"{threads} threads")
+        (platform.machine(), _cpu_name(), kernels, ort.__version__, f"{threads} threads")
     )
+
+
+@lru_cache
+def _build() -> str:
+    """Digest of the library: other kernels win up to other densities."""
+    return hashlib.blake2b(library_path().read_bytes(), digest_size=4).hexdigest()
 
 
 def recall(key: str) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ class SessionNotes:
     native: whether the sparse kernels are registered.  reason: why not, empty if they are.
     folded: sparse layers that run dense, because on this machine that is faster.
     unfolded: layers that the file has dense nodes for and that run on sparse kernels.
+    substituted: standard nodes that run on kernels of ours.
     choice: what the two rest on.
     """
 
@@ -41,6 +42,7 @@ class SessionNotes:
     reason: str
     folded: tuple[str, ...] = ()
     unfolded: tuple[str, ...] = ()
+    substituted: tuple[str, ...] = ()
     choice: str = ""
 
 
@@ -51,6 +53,7 @@ def session(
     native: bool | Literal["require"] = True,
     threads: int | None = None,
     choose: bool = True,
+    substitute: bool = True,
     options: ort.SessionOptions | None = None,
 ) -> ort.InferenceSession:
     """Opens a model in ONNX Runtime, with the native sparse kernels where they can help.
@@ -62,6 +65,8 @@ def session(
     choose: decide again, for this machine, which layers run sparse and which dense, and join the
     sparse ones with what follows them (dispatch.py); a model with layers denser than 15 % costs
     some seconds of measuring, once for each machine.
+    substitute: let standard nodes for which the library has a faster kernel (LRN) run on it, in any
+    model; needs `choose`.
     The session's attribute `dns_onnx` is a SessionNotes.
     Raises NativeLibraryError (native="require") and ModelError (the model does not load).
     """
@@ -73,15 +78,23 @@ def session(
     source = model if isinstance(model, bytes) else os.fspath(model)
     where = "model" if isinstance(source, bytes) else source
     try:
-        choice = _choose(source, options, chosen) if notes.native and choose else Choice(None)
-        made = choice.session or ort.InferenceSession(
+        choice = Choice(None)
+        if notes.native and choose:
+            choice = _choose(source, options, chosen, substitute)
+        made = ort.InferenceSession(
             source if choice.data is None else choice.data, options, providers=chosen
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
         raise ModelError(
             f"{where}: expected a model that ONNX Runtime {ort.__version__} loads, got: {error}"
         ) from error
-    notes = replace(notes, folded=choice.folded, unfolded=choice.unfolded, choice=choice.reason)
+    notes = replace(
+        notes,
+        folded=choice.folded,
+        unfolded=choice.unfolded,
+        substituted=choice.substituted,
+        choice=choice.reason,
+    )
     made.dns_onnx = notes
     _log.debug("%s: native kernels: %s %s", where, notes.native, notes.reason)
     return made
@@ -93,7 +106,9 @@ def _quiet() -> ort.SessionOptions:
     return options
 
 
-def _choose(source: str | bytes, options: ort.SessionOptions, providers: list[Provider]) -> Choice:
+def _choose(
+    source: str | bytes, options: ort.SessionOptions, providers: list[Provider], substitute: bool
+) -> Choice:
     """The form of the model that runs; a file that cannot be read stays as it is."""
     folder = None
     if isinstance(source, bytes):
@@ -112,7 +127,8 @@ def _choose(source: str | bytes, options: ort.SessionOptions, providers: list[Pr
     # a session that writes files is opened once
     quiet = not (options.enable_profiling or options.optimized_model_filepath)
     try:
-        return choose_form(data, folder, options.intra_op_num_threads, open_ if quiet else None)
+        threads, opener = options.intra_op_num_threads, open_ if quiet else None
+        return choose_form(data, folder, threads, opener, substitutes=substitute)
     except DecodeError:  # ONNX Runtime says what is wrong with the file
         return Choice(None)
 

@@ -17,8 +17,26 @@ _FEW = 64  # entries of a constant that may hold a shape
 def value_shapes(model: onnx.ModelProto, tensors: Tensors) -> dict[str, Dims]:
     """The inferred shape of each value of the main graph; an axis is a number, a name or None.
 
-    tensors: of the model.  Works on a copy without the weights' data, in which plain nodes stand
-    for the sparse ones, so that it costs little whatever the size of the model.
+    tensors: of the model.
+    """
+    values = _inferred(model, tensors)
+    return {v.name: _dims(v) for v in values if v.type.tensor_type.HasField("shape")}
+
+
+def value_types(model: onnx.ModelProto, tensors: Tensors) -> dict[str, int]:
+    """The inferred element type of each value of the main graph, as onnx.TensorProto numbers it.
+
+    tensors: of the model.
+    """
+    values = _inferred(model, tensors)
+    return {v.name: v.type.tensor_type.elem_type for v in values}
+
+
+def _inferred(model: onnx.ModelProto, tensors: Tensors) -> list[onnx.ValueInfoProto]:
+    """What shape inference tells of the values; nothing where it fails.
+
+    Works on a copy without the weights' data, in which plain nodes stand for the sparse ones, so
+    that it costs little whatever the size of the model.
     """
     skeleton = onnx.ModelProto(ir_version=model.ir_version)
     skeleton.opset_import.extend(model.opset_import)
@@ -42,9 +60,8 @@ def value_shapes(model: onnx.ModelProto, tensors: Tensors) -> dict[str, Dims]:
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton)
     except Exception:  # a shape is wanted, not needed: what cannot be inferred stays unknown
-        return {}
-    values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
-    return {v.name: _dims(v) for v in values if v.type.tensor_type.HasField("shape")}
+        return []
+    return [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
 
 
 def _stand_in(graph: onnx.GraphProto, node: onnx.NodeProto, tensors: Tensors) -> None:

@@ -170,22 +170,31 @@ def _layer(
     return SparseLayer(graph, node, reader, _kind(dims, size, groups), stored / size, size)
 
 
+def operands(node: onnx.NodeProto) -> list[str]:
+    """Names of a decoder's or sparse operator's operands: values, ..., shape."""
+    return list(node.input) if node.op_type in DECODERS else list(node.input[1:5])
+
+
 def positions(node: onnx.NodeProto, tensors: Tensors) -> Callable[[], Array] | None:
-    """What finds the entries that a decoder's weight stores, flattened; None where nothing can."""
+    """What finds the entries that a layer's weight stores, flattened; None where nothing can.
+
+    node: a decoder or a sparse operator.
+    """
+    names = operands(node)
     if node.op_type == "BitmaskToDense":
-        mask = tensors.array(node.input[1])
+        mask = tensors.array(names[1])
         return (
             None if mask is None else lambda: np.flatnonzero(np.unpackbits(mask, bitorder="little"))
         )
-    stored = tensors.array(node.input[1])
+    stored = tensors.array(names[1])
     if stored is None:
         return None
-    if not node.input[2]:  # no row_ptr: gaps
+    if not names[2]:  # no row_ptr: gaps
         return lambda: np.cumsum(stored, dtype=np.int64)
-    rows = tensors.array(node.input[2])
+    rows = tensors.array(names[2])
     if rows is None or len(rows) < 2:
         return None
-    shape = tensors.array(node.input[3])
+    shape = tensors.array(names[3])
     width = 0 if shape is None else math.prod(int(d) for d in shape) // (len(rows) - 1)
     counts: Array = rows[1:].astype(np.int64) - rows[:-1].astype(np.int64)
     return lambda: stored + np.repeat(np.arange(len(counts)), counts) * width

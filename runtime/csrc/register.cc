@@ -95,7 +95,9 @@ const std::vector<Operator>& operators() {
   static const std::vector<Operator> all = {make_operator("CsrGemm", 7, make_gemm),
                                             make_operator("CsrMatMul", 7, make_matmul),
                                             make_operator("CsrLeftMatMul", 5, make_left_matmul),
-                                            make_operator("CsrConv", 8, make_conv)};
+                                            make_operator("CsrConv", 8, make_conv),
+
+                                            make_operator("LRN", 1, make_lrn)};
   return all;
 }
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,25 +23,6 @@ CPU = "CPUExecutionProvider"
 pytestmark = pytest.mark.usefixtures("kernels")
 
 
-def with_function(data: bytes) -> bytes:
-    """Adds a function body for CsrGemm that is right where every entry is stored."""
-    model = onnx.load_from_string(data)
-    nodes = [
-        helper.make_node("Reshape", ["values", "shape"], ["W"]),
-        helper.make_node("Gemm", ["A", "W", "C"], ["Y"], transB=1),
-    ]
-    inputs = ["A", "values", "col_indices", "row_ptr", "shape", "C"]
-    opsets = [helper.make_opsetid("", 17)]
-    model.functions.append(
-        helper.make_function(
-            "dns_onnx", "CsrGemm", inputs, ["Y"], nodes, opsets,
-            attributes=["alpha", "beta", "transA", "transB"],
-        )
-    )  # fmt: skip
-    done: bytes = model.SerializeToString()
-    return done
-
-
 @pytest.fixture
 def layer(make_layer: Make) -> Any:
     rng = np.random.default_rng(0)
@@ -51,11 +32,11 @@ def layer(make_layer: Make) -> Any:
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, limit: float, ratios: list[float] | None = None) -> None:
-    """Layers win up to the density `limit`; nets take `ratios` of the dense one's time."""
+    """Layers win up to the density `limit`; candidates take `ratios` of the dense net's time."""
     kinds = ("linear", "large linear", "conv", "pointwise")
     monkeypatch.setattr(dispatch, "SMALL", 1)
     monkeypatch.setattr(dispatch, "thresholds", lambda threads: dict.fromkeys(kinds, limit))
-    monkeypatch.setattr(dispatch, "_ratios", lambda sessions, clock: ratios)
+    monkeypatch.setattr(dispatch, "_compare", lambda *_: ratios)
 
 
 def stored_dense(density: float) -> bytes:
@@ -77,12 +58,21 @@ def stored_dense(density: float) -> bytes:
     return written
 
 
-@pytest.mark.parametrize(("limit", "folded"), [(0.5, ("layer",)), (1.0, ())])
+@pytest.mark.parametrize(
+    ("limit", "ratios", "folded"),
+    [(0.9, [0.5], ("layer",)), (1.0, [0.5], ()), (1.0, None, ("layer",))],
+    ids=["above", "below", "below_but_not_measured"],
+)
 def test_layer_above_the_threshold_runs_dense(
-    limit: float, folded: tuple[str, ...], layer: Any, monkeypatch: pytest.MonkeyPatch, close: Make
+    limit: float,
+    ratios: list[float] | None,
+    folded: tuple[str, ...],
+    layer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    close: Make,
 ) -> None:
-    stub(monkeypatch, limit)
-    made = session(with_function(layer.model(sparse=True, rank=2)), [CPU], native="require")
+    stub(monkeypatch, limit, ratios)
+    made = session(layer.model(sparse=True, rank=2), [CPU], native="require")
     assert made.dns_onnx.native
     assert made.dns_onnx.folded == folded
     x = np.random.default_rng(1).standard_normal((3, 20)).astype(np.float32)
@@ -95,14 +85,14 @@ def test_layer_above_the_threshold_runs_dense(
 def test_net_that_does_not_gain_runs_dense(
     ratio: float, folded: tuple[str, ...], layer: Any, monkeypatch: pytest.MonkeyPatch, close: Make
 ) -> None:
-    data = with_function(layer.model(sparse=True, rank=2))
-    stub(monkeypatch, 1.0, [1.0, ratio])
+    data = layer.model(sparse=True, rank=2)
+    stub(monkeypatch, 1.0, [ratio])
     x = np.random.default_rng(1).standard_normal((3, 20)).astype(np.float32)
     for _ in range(2):  # measured, then remembered
         made = session(data, [CPU], native="require")
         assert made.dns_onnx.folded == folded
         close(made.run(None, {"X": x})[0], layer.run(x, sparse=False))
-        monkeypatch.setattr(dispatch, "_ratios", lambda *_: pytest.fail("measured again"))
+        monkeypatch.setattr(dispatch, "_compare", lambda *_: pytest.fail("measured again"))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +107,7 @@ def test_layer_stored_sparse_before_a_dense_node(
     monkeypatch: pytest.MonkeyPatch,
     close: Make,
 ) -> None:
-    stub(monkeypatch, limit, [1.0, 0.5])
+    stub(monkeypatch, limit, [0.5])
     data = stored_dense(density)
     made = session(data, [CPU], native="require")
     assert made.dns_onnx.unfolded == unfolded
@@ -138,42 +128,63 @@ def test_sparse_left_side_of_a_matmul_runs_on_its_kernel(
         [numpy_helper.from_array(weight, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    stub(monkeypatch, 0.5, [1.0, 0.5])
+    stub(monkeypatch, 0.5, [0.5])
     made = session(convert(model, "csr").model.SerializeToString(), [CPU], native="require")
     assert made.dns_onnx.unfolded == ("layer",)
     x = np.random.default_rng(1).standard_normal((2, 300, 17)).astype(np.float32)
     close(made.run(None, {"X": x})[0], np.matmul(weight, x))
 
 
-def test_measured_net_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Timed:
-        """A session that takes its time."""
+class Timed:
+    """A session that takes its time on a clock of its own: each run the next of `seconds`."""
 
-        def __init__(self, seconds: float) -> None:
-            self.seconds = seconds
+    now = 0.0
 
-        def get_inputs(self) -> list[Any]:
-            return []
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = itertools.cycle(seconds)
 
-        def run(self, outputs: None, feeds: dict[str, Any]) -> None:
-            time.sleep(self.seconds)
+    def run(self, outputs: None, feeds: dict[str, Any]) -> None:
+        Timed.now += next(self.seconds)
 
+
+@pytest.mark.parametrize(
+    ("sparse", "ratio"),
+    [((3.0,), 0.5), ((9.0,), 1.0), ((6.0,), 1.0), ((3.0, 3.0, 3.0, 12.0), 1.0)],
+    ids=["faster", "slower", "equal", "now_and_then"],
+)
+def test_candidate_must_gain_in_most_pairs(
+    sparse: tuple[float, ...], ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dispatch, "_SECONDS", 0.0)
-    ratios = dispatch._ratios([Timed(0.004), Timed(0.001)], time.perf_counter)  # type: ignore[list-item]
-    assert ratios is not None
-    assert ratios[0] == 1
-    assert ratios[1] < 1
+    # a turn is a run that does not count and one that does
+    sessions: list[Any] = [Timed(6.0), Timed(*sparse)]
+    assert dispatch._ratio(*sessions, {}, lambda: Timed.now) == ratio
 
 
 def test_net_with_free_axes_is_not_measured(layer: Any) -> None:
     made = session(layer.model(sparse=False, rank=2), [CPU], native=False)
-    assert dispatch._ratios([made, made], time.perf_counter) is None
+    forms = dispatch.Forms(layer.model(sparse=True, rank=2), None, substitutes=False)
+    assert dispatch._compare(forms, [[True]], 1, lambda data: made) is None
+
+
+def test_other_layers_may_win_without_those_that_spoil_the_net() -> None:
+    kinds = ("stem", "conv", "linear", "linear")
+    layers = [
+        dispatch.SparseLayer(onnx.GraphProto(), onnx.NodeProto(), None, kind, 0.1, 1)
+        for kind in kinds
+    ]
+    found = dispatch._candidates(layers, [True, True, True, False])
+    assert found == [
+        [True, True, True, False],
+        [False, True, True, False],
+        [False, False, True, False],
+    ]
 
 
 def test_external_data_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, close: Make
 ) -> None:
-    stub(monkeypatch, 0.5, [1.0, 0.5])
+    stub(monkeypatch, 0.5, [0.5])
     model = onnx.load_from_string(stored_dense(0.4))
     path = tmp_path / "net.onnx"
     onnx.save(model, path, save_as_external_data=True, location="net.data", size_threshold=100)
@@ -185,7 +196,7 @@ def test_external_data_are_found(
 
 def test_choice_can_be_switched_off(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stub(monkeypatch, 0.0)
-    data = with_function(layer.model(sparse=True, rank=2))
+    data = layer.model(sparse=True, rank=2)
     assert session(data, [CPU], choose=False).dns_onnx.folded == ()
 
 
@@ -202,18 +213,10 @@ def test_sparse_layer_needs_no_measurement(
 
 def test_depthwise_layer_always_runs_dense(make_layer: Make) -> None:
     layer = make_layer("CsrConv", np.ones((4, 1, 3, 3), np.float32), group=4)
-    model = onnx.load_from_string(layer.model(sparse=True, rank=4))
-    model.functions.add(name="CsrConv", domain="dns_onnx")
-    chosen = dispatch.choose(model.SerializeToString(), None, 1, None)
+    chosen = dispatch.choose(layer.model(sparse=True, rank=4), None, 1, None)
     assert chosen.folded == ("layer",)
     assert chosen.data is not None
-    assert onnx.load_from_string(chosen.data).graph.node[0].op_type == "CsrConvFolded"
-
-
-def test_node_without_a_function_stays_sparse(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stub(monkeypatch, 0.0)
-    chosen = dispatch.choose(layer.model(sparse=True, rank=2), None, 1, None)
-    assert (chosen.data, chosen.folded) == (None, ())
+    assert onnx.load_from_string(chosen.data).graph.node[0].op_type == "Conv"
 
 
 def test_thresholds_are_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

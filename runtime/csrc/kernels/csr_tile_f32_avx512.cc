@@ -37,6 +37,6 @@ const Family kFamilies[] = {
 }  // namespace
 
 const KernelSet kAvx512Kernels = {"avx512", kFamilies,    2, csr_gemv_f32_avx2,
-                                  1.0F,     peak<Avx512>, 16};
+                                  1.0F,     peak<Avx512>, 16, lrn_f32_avx2};
 
 }  // namespace dns_onnx

@@ -29,6 +29,7 @@ const Family kFamilies[] = {
 
 }  // namespace
 
-const KernelSet kNeonKernels = {"neon", kFamilies, 1, csr_gemv_f32_portable, 1.5F, peak<Neon>, 4};
+const KernelSet kNeonKernels = {"neon", kFamilies, 1, csr_gemv_f32_portable, 1.5F, peak<Neon>, 4,
+                                lrn_f32_portable};
 
 }  // namespace dns_onnx

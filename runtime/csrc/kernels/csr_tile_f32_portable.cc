@@ -32,6 +32,6 @@ const Family kFamilies[] = {
 }  // namespace
 
 const KernelSet kPortableKernels = {"portable", kFamilies,     1, csr_gemv_f32_portable,
-                                    2.0F,       peak<Vector4>, 4};
+                                    2.0F,       peak<Vector4>, 4, lrn_f32_portable};
 
 }  // namespace dns_onnx

@@ -106,6 +106,16 @@ struct GemvJob {
   float* y;
 };
 
+// y[i] = x[i] / (bias + scale * sum of x[channel * count + i]^2 for first <= channel <= last)^beta
+// for i < count; `first` and `last` count channels from x's own.
+struct LrnJob {
+  const float* x;
+  float* y;
+  int64_t count;  // positions of a channel
+  int64_t first, last;
+  float scale, beta, bias;
+};
+
 struct KernelSet {
   const char* name;
   const Family* families;
@@ -115,6 +125,7 @@ struct KernelSet {
   // Does count x kPeakChains x lanes multiply-adds that wait for nothing: the CPU's peak.
   float (*peak)(int64_t count);
   int peak_lanes;
+  void (*lrn)(const LrnJob&);
 };
 constexpr int kPeakChains = 12;
 
@@ -123,11 +134,13 @@ extern const KernelSet kPortableKernels;
 extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;
 void csr_gemv_f32_avx2(const GemvJob& job, int64_t first, int64_t last);
+void lrn_f32_avx2(const LrnJob& job);
 #endif
 #ifdef DNS_ONNX_NEON
 extern const KernelSet kNeonKernels;
 #endif
 void csr_gemv_f32_portable(const GemvJob& job, int64_t first, int64_t last);
+void lrn_f32_portable(const LrnJob& job);
 
 // The fastest set that this CPU runs; the environment variable DNS_ONNX_KERNELS names a lesser one.
 const KernelSet& kernel_set();
