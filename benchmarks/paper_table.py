@@ -136,15 +136,21 @@ def authors_row(net: str, models: Path, mnist: Path) -> Row:
     for name, array in arrays.items():
         layer = name.rsplit(".", 1)[0]
         layers[layer] = layers.get(layer, 0) + int(np.count_nonzero(array))
+    before, after = judged_on_test(dense, pruned, mnist)
+    return Row(
+        net, "the authors' file", None, before, after,
+        sum(layers.values()), sum(a.size for a in arrays.values()), layers, None, None, None,
+        {"dense": file_bytes(pruned)}, True,
+    )  # fmt: skip
+
+
+def judged_on_test(dense: Path, pruned: Path, mnist: Path) -> tuple[float, float]:
+    """The fractions of test images that both files get wrong, in ONNX Runtime."""
     judge = Judge(dense, pruned, "accuracy")
     for inputs, labels in _test_batches(pruned, mnist):
         judge.update(inputs, labels)
     found = judge.judged()
-    return Row(
-        net, "the authors' file", None, _error(found, "before"), _error(found, "after"),
-        sum(layers.values()), sum(a.size for a in arrays.values()), layers, None, None, None,
-        {"dense": file_bytes(pruned)}, True,
-    )  # fmt: skip
+    return _error(found, "before"), _error(found, "after")
 
 
 def _test_batches(path: Path, mnist: Path) -> Iterator[tuple[dict[str, Any], Any]]:
