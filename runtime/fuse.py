@@ -68,7 +68,9 @@ def fuse(model: onnx.ModelProto, tensors: Tensors) -> int:
 
 
 def _extend(scope: _Scope, node: onnx.NodeProto) -> None:
-    """Joins the layer with its followers, one after the other."""
+    """Joins the layer with its followers, one after the other; none comes after an activation."""
+    if any(a.name in ("low", "high", "slope") for a in node.attribute):
+        return
     for step in _STEPS[node.op_type]:
         follower = scope.follower(node)
         if follower is None:

@@ -128,10 +128,16 @@ _PLAIN: dict[str, tuple[str, str, dict[str, str]]] = {
     "CsrMatMul": ("A", "", {}),
 }  # fmt: skip
 
-# Its attributes, and the node behind the sums.
+# Its attributes, and the node behind the sums.  PRelu for LeakyRelu: onnx.reference does not hand
+# a function's attributes on to operators of one input.
 _ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "Relu": (("low",), "Y = Relu (sums)"),
-    "LeakyRelu": (("slope",), "Y = LeakyRelu <alpha: float = @slope> (sums)"),
+    "LeakyRelu": (
+        ("slope",),
+        """
+  slope_of = Constant <value_float: float = @slope> ()
+  Y = PRelu (sums, slope_of)""",
+    ),
     "Clip": (
         ("low", "high"),
         """

@@ -11,10 +11,15 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from dns_onnx.converters.encodings import decode
 from dns_onnx.converters.encodings.coo import position
 from dns_onnx.converters.encodings.functions import DOMAIN
-from dns_onnx.converters.encodings.kernels import to_plain
+from dns_onnx.converters.encodings.kernels import take_activation, to_plain
 from dns_onnx.converters.encodings.matrix import Array
 from dns_onnx.converters.encodings.parts import DECODE, make_tensor
-from dns_onnx.converters.encodings.sites import all_graphs, bodies, constant_tensor
+from dns_onnx.converters.encodings.sites import (
+    all_graphs,
+    bodies,
+    constant_tensor,
+    node_index,
+)
 from dns_onnx.errors import ModelError
 
 FORMAT_KEY = "dns_onnx.format"
@@ -92,6 +97,7 @@ class _Scope:
 class _Weight:
     """A weight found in stored form: what it is worth, and where its values lie.
 
+    graph: which decodes or reads it.
     node: the sparse operator that reads it, or None if decoding nodes yield it under its name.
     """
 
@@ -99,6 +105,7 @@ class _Weight:
     array: Array
     home: tuple[_Scope, str]
     operands: set[str]
+    graph: GraphProto
     node: NodeProto | None
 
 
@@ -150,11 +157,13 @@ def _stored(scope: _Scope, plain: set[str]) -> Iterator[_Weight]:
             operands: set[str] = set()
             (array,) = decode.evaluate(node, _matrix(scope, node, operands))
             home = _home(scope, node.input[1])
-            yield _Weight(_weight_name(scope, home[1]), array, home, operands, node)
+            name = _weight_name(scope, home[1])
+            yield _Weight(name, array, home, operands, scope.graph, node)
         elif _is_decoding(node) and node.output[0] in plain:
             operands = set()
             array = _value(scope, node.output[0], node, operands)
-            yield _Weight(node.output[0], array, _home(scope, node.output[0]), operands, None)
+            home = _home(scope, node.output[0])
+            yield _Weight(node.output[0], array, home, operands, scope.graph, None)
 
 
 def _matrix(scope: _Scope, node: NodeProto, operands: set[str]) -> list[Array | None]:
@@ -204,7 +213,11 @@ def _put_back(weights: list[_Weight]) -> None:
     for weight in weights:
         scope, values = weight.home
         if weight.node is not None:
-            weight.node.CopyFrom(to_plain(weight.node, weight.name))
+            plain = to_plain(weight.node, weight.name)
+            at = node_index(weight.graph, weight.node) + 1
+            for offset, node in enumerate(take_activation(weight.node, plain), start=at):
+                weight.graph.node.insert(offset, node)
+            weight.node.CopyFrom(plain)
         tensor = make_tensor(weight.name, weight.array)
         holder = taken.setdefault((id(scope), values), weight.name)
         old, node = scope.tensors.get(values), scope.producers.get(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from dns_onnx.converters.encodings.sites import Site, Use
 
 ATTRIBUTES_KEY = "dns_onnx.attributes"
 INPUTS_KEY = "dns_onnx.inputs"
+
+# A sum v becomes min(max(v < 0 ? slope * v : v, low), high).
+_NO_ACTIVATION = {"low": -math.inf, "high": math.inf, "slope": 1.0}
 
 ShapeOf = Callable[[str], Sequence[int | None] | None]
 
@@ -74,7 +78,10 @@ def to_sparse(
 
 
 def to_plain(sparse: NodeProto, weight: str) -> NodeProto:
-    """The standard node that `to_sparse` made the sparse one from, reading the dense weight."""
+    """The standard node that `to_sparse` made the sparse one from, reading the dense weight.
+
+    Without its activation, which export does not write: see take_activation.
+    """
     op_type = sparse.op_type.removeprefix("Csr")
     notes = {entry.key: entry.value for entry in sparse.metadata_props}
     inputs = [sparse.input[0], weight, *sparse.input[5:6]]
@@ -86,13 +93,43 @@ def to_plain(sparse: NodeProto, weight: str) -> NodeProto:
         plain.name = sparse.name
     if sparse.doc_string:
         plain.doc_string = sparse.doc_string
-    written = {a.name: helper.get_attribute_value(a) for a in sparse.attribute}
+    written = {
+        a.name: helper.get_attribute_value(a)
+        for a in sparse.attribute
+        if a.name not in _NO_ACTIVATION
+    }
     for name, value in _original_attributes(op_type, written, notes.get(ATTRIBUTES_KEY)):
         plain.attribute.append(helper.make_attribute(name, value))
     plain.metadata_props.extend(
         entry for entry in sparse.metadata_props if entry.key not in (ATTRIBUTES_KEY, INPUTS_KEY)
     )
     return plain
+
+
+def take_activation(sparse: NodeProto, plain: NodeProto) -> list[NodeProto]:
+    """The nodes that compute the sparse node's activation; the plain one is led into them.
+
+    Source: docs/operators-csr.md.
+    """
+    given = {a.name: a.f for a in sparse.attribute if a.name in _NO_ACTIVATION}
+    low, high, slope = ({**_NO_ACTIVATION, **given}[name] for name in _NO_ACTIVATION)
+    result, stem = sparse.output[0], f"{sparse.output[0]}.sums"
+    nodes: list[NodeProto] = []
+    if slope != 1:
+        nodes.append(helper.make_node("LeakyRelu", [stem], [result], alpha=slope))
+    if (low, high) == (0, math.inf):
+        nodes.append(helper.make_node("Relu", [stem], [result]))
+    elif (low, high) != (-math.inf, math.inf):
+        bounds = [f"{stem}.low", f"{stem}.high"]
+        for name, bound in zip(bounds, (low, high), strict=True):
+            value = helper.make_tensor("", TensorProto.FLOAT, [], [bound])
+            nodes.append(helper.make_node("Constant", [], [name], value=value))
+        nodes.append(helper.make_node("Clip", [stem, *bounds], [result]))
+    if len(nodes) > 1 and slope != 1:
+        nodes[0].output[0] = nodes[-1].input[0] = f"{stem}.sloped"
+    if nodes:
+        plain.output[0] = stem
+    return nodes
 
 
 def _plain(node: NodeProto) -> dict[str, Any]:

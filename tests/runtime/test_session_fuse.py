@@ -216,3 +216,36 @@ def test_layer_in_a_loop_shares_its_weight_with_all_rounds(choosing: bool, close
     feeds = {"x": np.random.default_rng(5).standard_normal((1, 40)).astype(np.float32)}
     want = run(model.SerializeToString(), feeds, native=False)
     close(run(data, feeds, native=True)[0], want[0])
+
+
+@pytest.mark.parametrize("choosing", [False, True], ids=["as_written", "joined"])
+@pytest.mark.parametrize("opset", [11, 17])
+def test_layer_in_a_scan_runs_once_a_step(choosing: bool, opset: int, close: Make) -> None:
+    text = (
+        "g (float[1,40] s, float[1,40] x) => (t, seen)"
+        "{ a = Gemm(s, m, b) r = Relu(a) t = Add(r, x) seen = Identity(t) }"
+    )
+    body = build(text).graph
+    for value in body.output:
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [1, 40]))
+    node = helper.make_node("Scan", ["start", "x"], ["last", "y"], body=body, num_scan_inputs=1)
+    graph = helper.make_graph(
+        [node],
+        "outer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, 1, 40])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, 1, 40])],
+        [numpy_helper.from_array(np.ones((1, 40), np.float32), "start")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.checker.check_model(model)
+    written = convert(model, "csr", wants_kernel=lambda *_: True).model
+    onnx.checker.check_model(written, full_check=True)
+    data = written.SerializeToString()
+    assert b"CsrGemm" in data
+    feeds = {"x": np.random.default_rng(5).standard_normal((5, 1, 40)).astype(np.float32)}
+    want = run(model.SerializeToString(), feeds, native=False)
+    close(run(data, feeds, native=False)[0], want[0])
+    if choosing:
+        data = choose(data, None, 1, None).data or data
+        assert b"Relu" not in data
+    close(run(data, feeds, native=True)[0], want[0])
