@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from dns_onnx.runtime.sites import (
+    ACTIVATION,
     DECODERS,
     Array,
     SparseLayer,
@@ -35,13 +36,18 @@ class Decoder:
         self._weights: dict[str, Array | None] = {}
 
     def weight(self, layer: SparseLayer) -> Array | None:
-        """The dense weight; None where its operands are no constants, or do not fit together."""
+        """The dense weight; None where its operands are no constants, or do not fit together.
+
+        None also for a layer with an activation of its own: its function body holds that.
+        """
         key = layer.node.output[0]
         if key not in self._weights:
             self._weights[key] = self._decode(layer.node)
         return self._weights[key]
 
     def _decode(self, node: onnx.NodeProto) -> Array | None:
+        if any(attribute.name in ACTIVATION for attribute in node.attribute):
+            return None
         names = operands(node)
         find = positions(node, self._tensors)
         shape = self._tensors.array(names[-1])

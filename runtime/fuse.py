@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from dns_onnx.runtime.shapes import Dims, value_shapes
-from dns_onnx.runtime.sites import DOMAIN, Array, Tensors, graphs, readers
+from dns_onnx.runtime.sites import ACTIVATION, DOMAIN, Array, Tensors, graphs, readers
 
 _PLAIN = ("", "ai.onnx")
 _SHAPE, _BIAS, _SCALE, _RESIDUAL = 4, 5, 6, 7  # inputs of a sparse operator
@@ -69,7 +69,7 @@ def fuse(model: onnx.ModelProto, tensors: Tensors) -> int:
 
 def _extend(scope: _Scope, node: onnx.NodeProto) -> None:
     """Joins the layer with its followers, one after the other; none comes after an activation."""
-    if any(a.name in ("low", "high", "slope") for a in node.attribute):
+    if any(a.name in ACTIVATION for a in node.attribute):
         return
     for step in _STEPS[node.op_type]:
         follower = scope.follower(node)

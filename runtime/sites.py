@@ -19,6 +19,7 @@ DECODERS = ("CsrToDense", "BitmaskToDense")
 DEPTHWISE = "depthwise"  # one channel a filter: bringing it into panels costs more than it saves
 STEM = "stem"  # convolves the few channels of the net's input: few weights, large maps
 FEW_CHANNELS = 4
+ACTIVATION = ("low", "high", "slope")  # attributes of a sparse operator
 LARGE = 32 << 20  # bytes of a dense weight that no cache holds from run to run
 _PLAIN = ("", "ai.onnx")
 

@@ -215,8 +215,8 @@ def _put_back(weights: list[_Weight]) -> None:
         if weight.node is not None:
             plain = to_plain(weight.node, weight.name)
             at = node_index(weight.graph, weight.node) + 1
-            for offset, node in enumerate(take_activation(weight.node, plain), start=at):
-                weight.graph.node.insert(offset, node)
+            for offset, after in enumerate(take_activation(weight.node, plain), start=at):
+                weight.graph.node.insert(offset, after)
             weight.node.CopyFrom(plain)
         tensor = make_tensor(weight.name, weight.array)
         holder = taken.setdefault((id(scope), values), weight.name)

@@ -127,3 +127,21 @@ def test_session_joins_nothing_behind_an_activation(
     assert [n.op_type for n in joined.graph.node] == ["CsrGemm", "Relu"]
     x = rng.standard_normal((3, 40)).astype(np.float32)
     close(run_model(joined, {"X": x}), np.maximum(layer.run(x, sparse=False), np.float32(0)))
+
+
+def test_layer_that_runs_dense_keeps_its_activation(
+    make_layer: Make, close: Make, tmp_path: Path
+) -> None:
+    layer = make_layer("CsrConv", np.ones((4, 1, 3, 3), np.float32), pointers=None, group=4)
+    model = onnx.load_from_string(layer.model(sparse=True, rank=4))
+    node = model.graph.node[0]
+    full = {**LAYERS["CsrConv"][2], "group": 4, "pads": [0] * 4, "low": 0.0}
+    del node.attribute[:]
+    node.attribute.extend(onnx.helper.make_attribute(k, v) for k, v in full.items())
+    add_functions(model, ["CsrConv"], Form(activation="Relu"))
+    chosen = choose(model.SerializeToString(), None, 1, None)
+    assert chosen.folded == ("layer",)
+    assert chosen.data is not None
+    x = np.random.default_rng(3).standard_normal((2, 4, 6, 6)).astype(np.float32)
+    got, _ = stock(onnx.load_from_string(chosen.data), x, tmp_path)
+    close(got, activated(layer.run(x, sparse=False), low=0.0))
