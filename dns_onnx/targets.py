@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from dns_onnx.errors import CheckpointError
+from dns_onnx.granularity import Blocks, Channels, Elements
+from dns_onnx.masks import Masked
 from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE, LayerSurgery, Surgery, update_probability
 
 PRICE_EVERY = 20  # iterations between two settings of the thresholds
@@ -30,7 +32,7 @@ LISTEN_EVERY = 5  # iterations between two readings of the gradients
 MEMORY = 0.99  # of F_l, from one reading to the next
 DRAWN_EVERY, DRAWN_MEMORY = 20, 0.95  # the same of drawn gradients, which cost a pass of their own
 FIRST_DRAWN = 10  # readings of those, one after the other, before thresholds can be trusted
-BINS = 8192  # of the histogram that finds a price: each 0.9 % wide
+BINS = 1 << 16  # of the histogram that finds a price: each 0.1 % wide
 LOWEST, HIGHEST = -80.0, 20.0  # log2 of the scores that it tells apart
 LAYERS_AT_ONCE = 8  # deeper networks are cut group by group
 LEAST_SHARE = 1e-4  # of a layer that is never cut, lest the layer closes
@@ -220,26 +222,34 @@ def mean_square_gradient(layer: LayerSurgery) -> Tensor:
 def thresholds(
     layers: Sequence[LayerSurgery], scales: Mapping[str, Tensor], wanted: int
 ) -> list[Tensor]:
-    """One t for each layer such that about `wanted` entries lie above; never waits for the device.
+    """One t for each layer such that about `wanted` entries are kept; never waits for the device.
 
+    Kept when all layers have cut and spliced by it once, that is.
     scales: what turns a layer's magnitudes into prices.
     """
     tops = []  # for each layer: how many entries lie in this bin of prices or above
     for layer in layers:
         counts: Tensor | int = 0
-        for holder, _, grain in layer.parts():
-            magnitudes = grain.magnitudes(holder.weight.detach()).float()
-            prices = (magnitudes * scales[layer.key].float()).log2_()
-            counts = counts + grain.size(holder.weight) * torch.histc(prices, BINS, LOWEST, HIGHEST)
+        for part in layer.parts():
+            prices = (limits(*part) * scales[layer.key].float()).log2_()
+            counts = counts + part[2].size(part[0].weight) * torch.histc(
+                prices, BINS, LOWEST, HIGHEST
+            )
         tops.append(torch.as_tensor(counts).flip(0).cumsum(0).flip(0).expand(BINS))
     # the lowest edge that has no more than the wanted number above it
     price = _edge((torch.stack(tops).sum(0) > wanted).sum())
     found = []
     for layer, top in zip(layers, tops, strict=True):
-        # the highest price that still leaves the layer its few, cut ones that must come back too
-        highest = _edge((top >= least(layer)).sum() - 1) / UPPER_EDGE
+        # the highest price that still leaves the layer its few, also when they shrink
+        highest = _edge((top >= least(layer)).sum() - 1) * LOWER_EDGE / UPPER_EDGE
         found.append(torch.minimum(price, highest) / scales[layer.key])
     return found
+
+
+def limits(holder: Masked, mask: Tensor, grain: Elements | Blocks | Channels) -> Tensor:
+    """The highest t at which each group would stay, or come back: float32, one number a group."""
+    edge = torch.where(grain.groups(mask), 1 / LOWER_EDGE, 1 / UPPER_EDGE)
+    return grain.magnitudes(holder.weight.detach()).float() * edge
 
 
 def _edge(index: Tensor) -> Tensor:
@@ -250,11 +260,12 @@ def _edge(index: Tensor) -> Tensor:
 def keep_dearest(layers: Sequence[LayerSurgery], scales: Mapping[str, Tensor], wanted: int) -> None:
     """Masks that keep the entries of highest price, `wanted` of them at most, and no others.
 
-    Before all others come the few in each layer that are never cut.
+    A cut entry takes a kept one's place only where it would at a threshold, too.  Before all others
+    come the few in each layer that are never cut.
     """
     prices, sizes = [], []
     for layer in layers:
-        found = [g.magnitudes(h.weight.detach()).double().flatten() for h, _, g in layer.parts()]
+        found = [limits(*part).double().flatten() for part in layer.parts()]
         price = torch.cat(found) * scales[layer.key]
         size = torch.cat([torch.full_like(x, p[2].size(p[0].weight))
                           for x, p in zip(found, layer.parts(), strict=True)])  # fmt: skip

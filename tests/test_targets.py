@@ -10,7 +10,7 @@ from dns_onnx import targets
 from dns_onnx.errors import CheckpointError
 from dns_onnx.granularity import Blocks, NOfM
 from dns_onnx.masks import Masked
-from dns_onnx.surgery import ELEMENTS, LayerSurgery, Schedule
+from dns_onnx.surgery import ELEMENTS, LOWER_EDGE, UPPER_EDGE, LayerSurgery, Schedule
 from dns_onnx.targets import Descent, Goal, TargetSurgery
 
 
@@ -153,16 +153,28 @@ def test_the_exact_end_keeps_the_dearest() -> None:
     assert prices[masks].min() > prices[~masks].max()
 
 
-def test_thresholds_leave_about_the_wanted_number() -> None:
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.05], ids=lambda share: f"{share:.0%} kept before")
+@pytest.mark.parametrize("wanted", [14_000, 5000, 400])
+def test_thresholds_leave_about_the_wanted_number(wanted: int, share: float) -> None:
     made = layers((300, 40), (100, 30))
-    scales = {"w0": torch.tensor(3e-5, dtype=torch.float64), "w1": torch.tensor(1e4).double()}
-    for wanted in (14_000, 5000, 400):
-        found = targets.thresholds(made, scales, wanted)
-        kept = sum(
-            int((t.weight.abs() > float(edge)).sum())
-            for x, edge in zip(made, found, strict=True) for t in x.tensors
-        )  # fmt: skip
-        assert kept == pytest.approx(wanted, rel=0.02, abs=3)
+    rng = torch.Generator().manual_seed(0)
+    for holder in (t for layer in made for t in layer.tensors):
+        holder.mask.copy_(torch.rand(holder.weight.shape, generator=rng) < share)
+    scales = {"w0": torch.tensor(0.8, dtype=torch.float64), "w1": torch.tensor(1.0).double()}
+    found = targets.thresholds(made, scales, wanted)
+    for layer, t in zip(made, found, strict=True):
+        layer.cut_and_splice(LOWER_EDGE * t, UPPER_EDGE * t)
+    assert sum(layer.kept() for layer in made) == pytest.approx(wanted, rel=0.02, abs=3)
+
+
+def test_at_the_exact_end_an_entry_comes_back_only_for_one_that_is_clearly_smaller() -> None:
+    made = layers((1, 4))
+    weight, bias = made[0].tensors
+    weight.weight.data = torch.tensor([[3.0, 1.0, 1.1, 2.0]])
+    weight.mask.copy_(torch.tensor([[True, True, False, False]]))
+    bias.weight.data, bias.mask = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
+    targets.keep_dearest(made, {"w0": torch.tensor(1.0).double()}, 3)
+    assert weight.mask.tolist() == [[True, True, False, True]]
 
 
 def test_a_resumed_surgery_goes_on_bit_for_bit() -> None:
