@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,8 @@ Array = np.ndarray[Any, Any]
 Run = Callable[[], Any]
 
 SEED = 0
-REPEATS, WARMING = 5, 2  # runs of a contender before the next one's turn; uncounted ones
+# a contender's turn: runs that warm the caches and let the others' threads go to rest; counted runs
+WARMING, COUNTED, TURN_SECONDS = 2, 3, 2e-3  # the last two: at least both
 LEAST_ROUNDS = 3
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -71,25 +73,43 @@ def sample(shape: Sequence[int]) -> Array:
 
 
 def turn(run: Run, clock: str) -> float:
-    """Milliseconds of the median run of one turn, its first ones left out: they warm the caches."""
-    times = []
-    for _ in range(REPEATS):
+    """Milliseconds of the median run of one turn, its first ones left out."""
+    times: list[float] = []
+    for _ in range(WARMING):
+        run()
+    while len(times) < COUNTED or sum(times) < TURN_SECONDS:
         start = CLOCKS[clock]()
         run()
         times.append(CLOCKS[clock]() - start)
-    return statistics.median(times[WARMING:]) * 1e3
+    return statistics.median(times) * 1e3
 
 
-def in_turn(turns: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each contender, one after the other until the time is up."""
-    times: dict[str, list[float]] = {name: [] for name in turns}
+Rounds = dict[str, list[float]]
+
+
+def in_turn(turns: Mapping[str, Callable[[], float]], seconds: float) -> Rounds:
+    """Milliseconds of each contender in each round, until the time is up.
+
+    Each round has an order of its own, so that none always follows the same one.
+    """
+    times: Rounds = {name: [] for name in turns}
+    order, rng = list(turns), random.Random(SEED)
     end = time.perf_counter() + seconds
-    rounds = 0
-    while time.perf_counter() < end or rounds < LEAST_ROUNDS:
-        for name, take in turns.items():
-            times[name].append(take())
-        rounds += 1
-    return {name: statistics.median(values) for name, values in times.items()}
+    while time.perf_counter() < end or len(times[order[0]]) < LEAST_ROUNDS:
+        rng.shuffle(order)
+        for name in order:
+            times[name].append(turns[name]())
+    return times
+
+
+def times_as_fast(times: Rounds, who: str, peer: str) -> tuple[float, float, float]:
+    """How many times as fast `who` is as `peer`: quartiles of the ratios within each round.
+
+    What slows the machine for a while slows both, and leaves their ratio alone.
+    """
+    ratios = [b / a for a, b in zip(times[who], times[peer], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return low, middle, high
 
 
 class Child:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from sparse_runtime import SEED, Layer, conv, model, ort_runner, pruned, turn
+from contenders import SEED, ort_runner, times_as_fast, turn
+from sparse_models import Layer, conv, layer_model, pruned
 
-from dns_onnx.runtime.dispatch import _cpu_name
+from dns_onnx.runtime.crossing import cpu_name
 from dns_onnx.runtime.library import kernel_set, library_path
 
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -49,10 +49,11 @@ def speedup(layer: Layer, density: float, rounds: int) -> float:
     rng = np.random.default_rng(SEED)
     weight = pruned(rng, layer.weight, density)
     x = rng.standard_normal(layer.x).astype(np.float32)
-    dense = ort_runner(model(layer, weight, sparse=False), x, 1, None)
-    ours = ort_runner(model(layer, weight, sparse=True), x, 1, str(library_path()))
-    times = [(turn(dense, "wall"), turn(ours, "wall")) for _ in range(rounds)]
-    return statistics.median(d for d, _ in times) / statistics.median(s for _, s in times)
+    dense = ort_runner(layer_model(layer, weight, sparse=False), x, 1, None)
+    ours = ort_runner(layer_model(layer, weight, sparse=True), x, 1, str(library_path()))
+    pairs = [(turn(dense, "cpu"), turn(ours, "cpu")) for _ in range(rounds)]
+    times = {"dense": [d for d, _ in pairs], "ours": [s for _, s in pairs]}
+    return times_as_fast(times, "ours", "dense")[1]
 
 
 def crossing(layer: Layer, rounds: int) -> float:
@@ -80,7 +81,7 @@ def main() -> None:
         print(f"{name:40} {found[name]:.2f}", flush=True)
     if options.out:
         head = {
-            "machine": _cpu_name(),
+            "machine": cpu_name(),
             "system": platform.platform(),
             "onnxruntime": ort.__version__,
             "kernels": kernel_set(),

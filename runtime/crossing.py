@@ -48,7 +48,7 @@ def machine(threads: int) -> str:
     """What a measurement holds for: CPU, build of the kernels, ONNX Runtime and thread count."""
     kernels = f"{kernel_set()} {_build()}"
     return "|".join(
-        (platform.machine(), _cpu_name(), kernels, ort.__version__, f"{threads} threads")
+        (platform.machine(), cpu_name(), kernels, ort.__version__, f"{threads} threads")
     )
 
 
@@ -140,7 +140,7 @@ def _probe(
     )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The CPU's model, as precisely as the system tells."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

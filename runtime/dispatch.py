@@ -183,8 +183,9 @@ def _ratio(
     ratios: list[float] = []
     end = time.perf_counter() + _SECONDS
     while len(ratios) < _ROUNDS or (time.perf_counter() < end and len(ratios) < _MOST_ROUNDS):
-        times = [_turn(session, feeds, clock, runs) for session in (dense, sparse)]
-        ratios.append(times[1] / max(times[0], 1e-9))
+        pair = (dense, sparse) if len(ratios) % 2 else (sparse, dense)  # what ran before tells
+        times = {id(session): _turn(session, feeds, clock, runs) for session in pair}
+        ratios.append(times[id(sparse)] / max(times[id(dense)], 1e-9))
     upper = statistics.quantiles(ratios, n=4)[2]
     return statistics.median(ratios) if upper < 1 else 1.0
 
