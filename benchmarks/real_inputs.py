@@ -1,4 +1,4 @@
-"""Inputs of their kind for the real models that are compressed without labels.
+"""Rows for the real models: CIFAR-10 with labels, inputs of their kind without.
 
     python benchmarks/real_inputs.py silero_vad --data DIR --out FOLDER
 
@@ -45,6 +45,18 @@ class Inputs:
 
 
 # ------------------------------------------------------------------ images
+
+
+def cifar(std: str) -> Callable[[Path], Inputs]:
+    """Maker of CIFAR-10's rows and labels, for nets that were trained with these deviations."""
+
+    def made(root: Path) -> Inputs:
+        parts = [np.load(root / "data" / "cifar10" / f"{p}.npz") for p in ("train", "test")]
+        rows = [{"input": p["images"], "labels": p["labels"]} for p in parts]
+        mean = "0.4914,0.4822,0.4465"
+        return Inputs(*rows, f"layout=nhwc&scale={1 / 255}&mean={mean}&std={std}")
+
+    return made
 
 
 def squeezenet(root: Path) -> Inputs:
@@ -239,6 +251,8 @@ def _rows(steps: list[Arrays]) -> Arrays:
 
 
 MAKERS: dict[str, Callable[[Path], Inputs]] = {
+    "vnn22_sri_resnet_a": cifar("0.2470,0.2435,0.2616"),
+    "vnn23_vit_cifar10_pgd_2_3_16": cifar("0.2023,0.1994,0.2010"),
     "squeezenet_fp32_from_fp16": squeezenet,
     "magika_v1": magika,
     "ultraface_rfb_320": ultraface,

@@ -64,7 +64,9 @@ class Solver(_Strict):
     inv: lr * (1 + gamma * i)^-power.  multistep: lr * gamma^(steps passed in stepvalue).
     poly: lr * (1 - i / iterations)^power.  sigmoid: lr / (1 + exp(-gamma * (i - stepsize))).
     cosine: half a cosine from lr to 0.
+    warmup: the first `warmup` iterations come up to the policy in equal steps.
     tail: the last `tail` iterations go down to 0 along half a cosine, from where the policy is.
+    type, lr: where a run has a target and neither is given, a short probe chooses both (`probe`).
     """
 
     type: Literal["sgd", "adam"] = "sgd"
@@ -74,6 +76,7 @@ class Solver(_Strict):
     power: float = 0.75
     stepsize: int = Field(10_000, ge=1)
     stepvalue: tuple[int, ...] = ()
+    warmup: int = Field(0, ge=0)
     tail: int = Field(0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
@@ -269,7 +272,7 @@ class Config(_Strict):
         values["train"] = {**values.get("train", {}), "iterations": iterations}
         solver, surgery = values.setdefault("solver", {}), values.setdefault("surgery", {})
         for table in (solver, surgery, *values.get("layer", ())):
-            for key in ("tail", "stepsize", "iter_stop", "ramp_iters"):
+            for key in ("warmup", "tail", "stepsize", "iter_stop", "ramp_iters"):
                 if (table.get(key) or 0) > 0:
                     table[key] = max(1, int(table[key] * factor))
         solver.setdefault("stepsize", max(1, int(self.solver.stepsize * factor)))

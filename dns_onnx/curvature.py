@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dns_onnx import distributed
-from dns_onnx.attach import TrainingGraph
 from dns_onnx.converters.heads import Head
 from dns_onnx.masks import Masked
 
@@ -49,13 +48,9 @@ def _drawn(y: Tensor, head: Head) -> Tensor:
     return (finite * noise).sum() / size
 
 
-def draw_gradients(model: TrainingGraph, inputs: Sequence[Tensor], held: Iterable[Masked]) -> None:
-    """Put the gradients of one drawn loss into the weights' `.grad`.
-
-    inputs: the rows of a batch; of many processes, each one's own.
-    """
+def put_gradients(loss: Tensor, held: Iterable[Masked]) -> None:
+    """Put the gradients of a loss into the weights' `.grad`; of many processes, the mean of all."""
     weights = [h.weight for h in held if h.weight.requires_grad]
-    loss = drawn_loss(model(*inputs), model.heads)
     found = torch.autograd.grad(loss, weights, allow_unused=True)
     for weight, gradient in zip(weights, found, strict=True):
         weight.grad = None if gradient is None else distributed.mean(gradient)

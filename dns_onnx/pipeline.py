@@ -36,6 +36,7 @@ from dns_onnx.prepare import (
     prepare_run,
     torch_device,
 )
+from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
 from dns_onnx.runtime.check import Check, check
 from dns_onnx.runtime.metrics import Metric
@@ -108,7 +109,7 @@ def compress(
     drop_dead: bool = False,
     bench_seconds: float = 1.0,
     observe: Observer = silent,
-    tell: Callable[[Trial | Reference], None] = lambda found: None,
+    tell: Callable[[Trial | Reference | Probe], None] = lambda found: None,
     pick: int | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
 ) -> Result:
@@ -126,7 +127,7 @@ def compress(
     drop_dead: also remove units that died with the pruning, where the result is provably the same.
     bench_seconds: how long each contender of the check is timed.
     observe: called with each look at the run.  tell: called with what a search finds, when it
-        does: what its drops count from, then each trial.
+        does: what its drops count from, how to train, then each trial.
     pick: export this trial of a finished search (with `resume`) rather than the smallest.
     tensorboard: folder for events.
     Raises a DnsOnnxError that says what to mend; `out` is then untouched.  Of many processes (see
@@ -169,6 +170,7 @@ def compress(
         search.settle(observe)
         reference = search.reference
         tell(reference)
+        tell(search.explore())
         best = search.find(observe, tell) if pick is None else search.take(pick)
         outcome, trials = finished(best, search.trials), search.trials
         thresholds = best.thresholds

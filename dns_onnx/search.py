@@ -30,6 +30,7 @@ from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
 from dns_onnx.journal import Observer, packed, unpacked
 from dns_onnx.masks import whole
+from dns_onnx.probe import PROBE, Probe, Prober, first_guess, next_growth
 from dns_onnx.reference import REFERENCE, TWIN, Reference, settle
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.surgery import LayerSurgery
@@ -39,9 +40,10 @@ from dns_onnx.train import Run
 TRIALS = "trials.jsonl"
 RESULT = "result.safetensors"
 DEFAULT_DROP = 0.1
-TRIAL_ITERATIONS = 8000  # where the settings do not say
 SURGERY_SHARE = 0.7  # of a trial's iterations; in the rest the masks are frozen
 RAMP_SHARE = 0.85  # of the surgery: the goal is reached, then entries are still exchanged
+LEAST_BETWEEN = 100  # iterations between two looks at held-out rows, unless the tail is shorter
+WARMUP_SHARE = 0.02  # of a trial's iterations: its solver has forgotten what the last one knew
 GENTLER = 2  # times that a diverged trial is repeated
 
 
@@ -112,7 +114,9 @@ def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf
     if not above:
         if low * target.precision >= highest:
             return None
-        return Plan(min(low * target.growth, highest), parent)
+        reached = [t.plan.ratio for t in trials if t.accepted]
+        factor = next_growth(reached, target.growth) if reached else target.growth
+        return Plan(min(low * factor, highest), parent)
     if min(above) / low <= target.precision:
         return None
     return Plan(math.sqrt(low * min(above)), parent)
@@ -139,7 +143,7 @@ class Search:
         self.run, self.sparsity, self.data, self.heldout = run, sparsity, data, heldout
         self.original = original
         self.reference = Reference(original, original, "")
-        self.folder, self.target = run.folder, run.config.target
+        self.folder, self.config, self.target = run.folder, run.config, run.config.target
         self.first = _state(run)
         self.highest = run.surgery.size() / sum(map(least, run.surgery))
         self.trials: list[Trial] = []
@@ -152,7 +156,7 @@ class Search:
         Raises CheckpointError where the trials so far counted from something else.
         """
         if self.drop_allowed is not None:
-            iterations = trial_config(self.run.config, Plan(1.0, None), 0).train.iterations
+            iterations = first_guess(self.config, len(self.data))
             self.reference = settle(
                 self.run, self.data, self.heldout, self.original, iterations, observe
             )
@@ -162,6 +166,36 @@ class Search:
                 f"{self.folder / TRIALS}: the trials' drops count from another reference; go on "
                 "with the same target.reference, or start anew in another --run-dir"
             )
+
+    def explore(self) -> Probe:
+        """Find how far one cut goes, how to train and how long; the cut is the first trial."""
+        run = self.run
+        budget = self.target.density is None
+        prober = Prober(
+            run, self.data, self.heldout, lambda: _restore(run, self.first),
+            lambda density: goals(list(run.surgery), self.sparsity, density),
+            self.within_budget if budget else None, self.highest,
+        )  # fmt: skip
+        asked = None if self.target.density is None else 1.0 / self.target.density
+        found = prober.find(asked)
+        self.config = found.applied(self.config)
+        if budget and not self.trials:
+            prober.cut(prober.curvature(), found.ratio)
+            self._record(self._untrained(found.ratio))
+        return found
+
+    def _untrained(self, ratio: float) -> Trial:
+        """The trial that is one cut."""
+        run = self._run(Plan(ratio, None), 0)
+        run.config = run.config.model_copy(
+            update={"train": run.config.train.model_copy(update={"iterations": 0})}
+        )
+        if distributed.is_main():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            _save(run, run.folder)
+        metric = run.score(self.heldout)
+        held = self.within_budget(metric)
+        return self._trial(0, Plan(ratio, None), run, metric, held, "one cut, not trained")
 
     @property
     def drop_allowed(self) -> float | None:
@@ -184,7 +218,7 @@ class Search:
             self._record(trial)
             tell(trial)
         best = smallest(self.trials)
-        if best is None:
+        if best is None or best.kept == best.size:
             raise TrainingError(self._nothing_found())
         self.take(best.trial)
         return best
@@ -231,7 +265,7 @@ class Search:
 
     def _run(self, plan: Plan, number: int) -> Run:
         """The run of one trial, from the weights and masks that the model has now."""
-        config = trial_config(self.run.config, plan, number)
+        config = trial_config(self.config, plan, number)
         layers = list(self.run.surgery)
         surgery = TargetSurgery(
             layers, config.seed, goals(layers, self.sparsity, 1.0 / plan.ratio), descent(config),
@@ -300,8 +334,9 @@ class Search:
             )
         for folder in folders:
             shutil.rmtree(folder)
-        shutil.rmtree(twin, ignore_errors=True)
-        for name in (TRIALS, REFERENCE):
+        for folder in (twin, *self.folder.glob("probe-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in (TRIALS, REFERENCE, PROBE):
             (self.folder / name).unlink(missing_ok=True)
         distributed.wait()
 
@@ -350,10 +385,7 @@ def read_trials(folder: Path) -> list[Trial]:
 def trial_config(config: Config, plan: Plan, number: int) -> Config:
     """The settings of one trial: draws of its own, and defaults that suit a trial."""
     gentler = 2**plan.gentle
-    iterations = config.train.iterations
-    if "iterations" not in config.train.model_fields_set:
-        iterations = TRIAL_ITERATIONS
-    iterations *= gentler
+    iterations = config.train.iterations * gentler
     surgery = config.surgery
     stop = int(SURGERY_SHARE * iterations)
     if surgery.iter_stop is not None:
@@ -365,7 +397,10 @@ def trial_config(config: Config, plan: Plan, number: int) -> Config:
     solver = {"lr": config.solver.lr / gentler}
     if "tail" not in config.solver.model_fields_set:
         solver["tail"] = tail
-    every = max(min(config.train.eval_every or iterations, tail // 4), 1)
+    if "warmup" not in config.solver.model_fields_set:
+        solver["warmup"] = int(WARMUP_SHARE * iterations)
+    often = max(tail // 4, min(tail, LEAST_BETWEEN))
+    every = max(min(config.train.eval_every or iterations, often), 1)
     return config.model_copy(
         update={
             "seed": int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]),

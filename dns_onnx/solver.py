@@ -17,6 +17,8 @@ def learning_rate(solver: Solver, iteration: int, iterations: int) -> float:
 
     Source: Caffe, solver parameter lr_policy (the formulas stand in config.Solver).
     """
+    if iteration < solver.warmup:
+        return _policy(solver, iteration, iterations) * (iteration + 1) / (solver.warmup + 1)
     first_of_tail = iterations - solver.tail
     if not solver.tail or iteration <= first_of_tail:
         return _policy(solver, iteration, iterations)

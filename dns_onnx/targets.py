@@ -134,6 +134,11 @@ class TargetSurgery(Surgery):
                 fired.append(layer.name)
         return fired
 
+    def at_once(self) -> None:
+        """Cut to the goals now, by what was read so far."""
+        for goal in self.goals:
+            self._price(goal, self.descent.ramp_iters, exact=True)
+
     @torch.no_grad()
     def _price(self, goal: Goal, iteration: int, exact: bool) -> None:
         """Set the thresholds of the goal's layers; `exact`: cut them to the goal at once."""

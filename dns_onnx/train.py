@@ -14,7 +14,7 @@ from torch import Tensor
 from dns_onnx import checkpoint, distributed
 from dns_onnx.attach import TrainingGraph
 from dns_onnx.config import Config
-from dns_onnx.curvature import draw_gradients
+from dns_onnx.curvature import drawn_loss, put_gradients
 from dns_onnx.data import Dataset, batches
 from dns_onnx.errors import CheckpointError, Diverged, Interrupted
 from dns_onnx.feed import Feed
@@ -113,7 +113,9 @@ class Run:
                 self.surgery.step(i)
                 inputs, targets = feed(i)
                 if not self.objective.has_labels and self.surgery.listens(i):
-                    draw_gradients(self.model, inputs, self.weights.values())
+                    put_gradients(
+                        drawn_loss(self.model(*inputs), self.model.heads), self.weights.values()
+                    )
                     self.surgery.listen(i)
                 with self.precision.context():
                     loss = self.objective.loss(forward(*inputs), inputs, targets)

@@ -21,7 +21,7 @@ LAYERS = [
      "dns_onnx.targets", "dns_onnx.solver", "dns_onnx.converters", "dns_onnx.runtime"},
     {"dns_onnx.sources", "dns_onnx.attach", "dns_onnx.losses", "dns_onnx.objective",
      "dns_onnx.teacher", "dns_onnx.feed", "dns_onnx.journal", "dns_onnx.train", "dns_onnx.search",
-     "dns_onnx.curvature", "dns_onnx.prepare", "dns_onnx.reference"},
+     "dns_onnx.curvature", "dns_onnx.prepare", "dns_onnx.probe", "dns_onnx.reference"},
     {"dns_onnx.pipeline", "dns_onnx.demo"},
     {"dns_onnx.report"},
     {"dns_onnx.page"},

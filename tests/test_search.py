@@ -275,7 +275,7 @@ def test_the_masks_of_a_trial_freeze_and_update_as_the_settings_say() -> None:
 
 
 def test_the_masks_of_a_trial_freeze_after_most_of_it_by_default() -> None:
-    told = trial_config(Config(), Plan(4.0, None), 0)
+    told = trial_config(settings(train={"iterations": 8000}), Plan(4.0, None), 0)
     assert (told.train.iterations, told.solver.tail) == (8000, 2400)
     assert descent(told) == Descent(5600, 4760, 1e-4, 1.0)
 

@@ -17,6 +17,7 @@ from dns_onnx.converters.exporter import Export
 from dns_onnx.errors import ConfigError
 from dns_onnx.pipeline import Result
 from dns_onnx.pipeline import compress as run
+from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
 from dns_onnx.search import Trial
 
@@ -214,14 +215,17 @@ def with_shapes(settings: Config, given: list[str]) -> Config:
     return settings.model_copy(update={"data": settings.data.model_copy(update={"shape": shapes})})
 
 
-def print_found(found: Trial | Reference) -> None:
-    """One line for each finished trial; before them, what their drops count from."""
-    if isinstance(found, Reference):
+def print_found(found: Trial | Reference | Probe) -> None:
+    """One line for each finished trial; before them, what their drops count from, and a probe."""
+    if not isinstance(found, Trial):
         if found.said:
-            out.print(f"Reference: {found.said}", markup=False)
+            out.print(f"{type(found).__name__}: {found.said}", markup=False)
         return
     verdict = "accepted" if found.accepted else "rolled back"
-    said = found.note or f"{found.metric_name} {found.metric:.4g}, drop {found.drop:+.3g}"
+    said = found.note
+    if found.metric is not None:
+        drop = f"{found.metric_name} {found.metric:.4g}, drop {found.drop:+.3g}"
+        said = f"{drop} ({found.note})" if found.note else drop
     out.print(f"Trial {found.trial}: {found.ratio:.1f}x, {said}: {verdict}", markup=False)
 
 

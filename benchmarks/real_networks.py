@@ -1,0 +1,221 @@
+"""Real networks, pruned by the default search: what stays, and what it costs on unseen rows.
+
+    python benchmarks/real_networks.py --data DIR --work DIR --out docs/results/real_networks
+
+DIR of --data holds models/ and data/ (DNS_ONNX_DATA).  Every net is `dns-onnx compress MODEL
+--train DATA --eval DATA --max-drop D` with a batch and iterations that there is time for; solver,
+learning rate and thresholds are found by the search.  Rows come from real_inputs.py; those for
+evaluation are read once, at the end.  A run that is finished is not run again, and one that was
+stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import real_inputs
+import torch
+import typer
+from rich.console import Console
+
+from dns_onnx import report
+from dns_onnx.config import Config, parse_config
+from dns_onnx.journal import Progress
+from dns_onnx.pipeline import Result, compress
+from dns_onnx.probe import Probe
+from dns_onnx.reference import Reference
+from dns_onnx.search import Trial, smallest
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Net:
+    """How one net is run.
+
+    drop: the budget; in percentage points, or per cent of the original's output.
+    batch, iterations: what there is time for.  settings: further ones.
+    """
+
+    teaches: str
+    drop: float
+    batch: int
+    iterations: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+NETS = {
+    "vnn23_vit_cifar10_pgd_2_3_16": Net("labels", 0.5, 64, 500),
+    "silero_vad": Net("original", 1.0, 64, 1000),
+    "vnn22_sri_resnet_a": Net("labels", 0.5, 64, 500),
+    "magika_v1": Net("original", 0.5, 8, 200),
+    "squeezenet_fp32_from_fp16": Net(
+        "original", 0.5, 16, 80, {"distill": {"weight": 1.0}, "data": {"holdout": 0.3}}
+    ),
+    "ultraface_rfb_320": Net("original", 1.0, 8, 80),
+    "gtcrn_simple": Net("original", 1.0, 2, 60),
+}
+TRIALS = 10
+
+
+def main(
+    data: Annotated[Path, typer.Option(envvar="DNS_ONNX_DATA", help="has models/ and data/")],
+    work: Annotated[Path, typer.Option(help="inputs and runs, to go on from")],
+    net: Annotated[list[str] | None, typer.Option(help="only these")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="default: 0")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the table there, .md and .json")] = None,
+) -> None:
+    """Search once for each net and seed, and print the table of all that are finished."""
+    torch.set_num_threads(1)
+    work.mkdir(parents=True, exist_ok=True)
+    for number in seed or [0]:
+        for name in net or list(NETS):
+            done = work / f"{name}-{number}.json"
+            if not done.exists():
+                row = search(name, number, data, work)
+                done.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
+            write(finished(work), out)
+    console.print(table(finished(work)), markup=False)
+
+
+def search(name: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
+    """One search; all that the table and its reader need of it."""
+    train, held = rows_of(name, data, work / "inputs" / name)
+    console.print(f"{name}, seed {seed}", markup=False)
+    result = compress(
+        data / "models" / f"{name}.onnx", work / f"{name}-{seed}.onnx", train=train, eval=held,
+        config=settings(NETS[name], seed), max_drop=NETS[name].drop, device="cpu", resume=True,
+        observe=say_progress, tell=say_found, bench_seconds=0.2,
+    )  # fmt: skip
+    return row_of(name, seed, result, work)
+
+
+def settings(net: Net, seed: int) -> Config:
+    """What the run is told."""
+    values: dict[str, Any] = {
+        "seed": seed,
+        "data": {"batch": net.batch, **net.settings.get("data", {})},
+        "train": {"iterations": net.iterations, "log_every": max(net.iterations // 4, 1)},
+        "target": {"trials": TRIALS},
+    }
+    values |= {name: table for name, table in net.settings.items() if name != "data"}
+    return parse_config(values, "real_networks")
+
+
+def rows_of(name: str, data: Path, folder: Path) -> tuple[str, str]:
+    """DATA arguments for training and for evaluation."""
+    options = folder / "options.txt"
+    if not options.exists():
+        made = real_inputs.MAKERS[name](data)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "train.npz", **made.train)
+        np.savez(folder / "eval.npz", **made.eval)
+        options.write_text(made.options, "utf-8")
+    asked = "?" + options.read_text("utf-8") if options.read_text("utf-8") else ""
+    return f"{folder / 'train.npz'}{asked}", f"{folder / 'eval.npz'}{asked}"
+
+
+def row_of(name: str, seed: int, result: Result, work: Path) -> dict[str, Any]:
+    """The figures of a finished run."""
+    check, best = result.check, smallest(result.trials)
+    judged = check.metric
+    if judged is None or best is None:
+        raise RuntimeError(f"{name}: expected a judged result")
+    kept, size = best.kept, best.size
+    probe = json.loads((result.run_dir / "probe.json").read_text("utf-8"))["probe"]
+    return {
+        "net": name, "seed": seed, "learned": result.objective, "metric": judged.name,
+        "before": judged.before, "after": judged.after, "drop": judged.drop, "rows": check.rows,
+        "budget": NETS[name].drop, "kept": kept, "size": size, "sparsity": 1 - kept / size,
+        "one_cut": probe["ratio"], "solver": probe["solver"], "heldout_drop": best.drop,
+        "csr_bytes": check.sizes.file, "original_bytes": check.sizes.original,
+        "ok": check.ok, "trials": len(result.trials), "iterations": NETS[name].iterations,
+        "batch": NETS[name].batch, "seconds": sum(t.seconds for t in result.trials),
+        "front": [[t.ratio, t.drop, t.accepted] for t in result.trials],
+    }  # fmt: skip
+
+
+def finished(work: Path) -> list[dict[str, Any]]:
+    """All rows there are, by net, then by seed."""
+    rows = [json.loads(p.read_text("utf-8")) for name in NETS for p in work.glob(f"{name}-*.json")]
+    return sorted(rows, key=lambda r: (list(NETS).index(r["net"]), r["seed"]))
+
+
+def say_progress(progress: Progress) -> None:
+    """A line for each look."""
+    heldout = "" if progress.value is None else f", {progress.metric} {progress.value:.4f}"
+    console.print(
+        f"  {progress.iteration} of {progress.iterations}: loss {progress.loss:.5f}, kept "
+        f"{progress.kept:,}{heldout}, {progress.seconds:.0f} s", markup=False,
+    )  # fmt: skip
+
+
+def say_found(found: Trial | Reference | Probe) -> None:
+    """A line for each trial, and for what was found before them."""
+    if isinstance(found, Trial):
+        console.print(
+            f" trial {found.trial}: {found.ratio:.3f}x, drop {found.drop}, "
+            f"{'accepted' if found.accepted else 'rolled back'} {found.note}", markup=False,
+        )  # fmt: skip
+    else:
+        console.print(f" {found.said}", markup=False)
+        if isinstance(found, Probe):
+            console.print(f" {found.losses}", markup=False)
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """A line for each net; several seeds as a range."""
+    header = ["net", "learned from", "seeds", "zeros", "compression", "one cut", "metric",
+              "original", "pruned", "drop", "budget", "bytes", "`csr` bytes", "solver",
+              "batch x iterations x trials", "seconds"]  # fmt: skip
+    lines = []
+    found = list(rows)
+    for name in dict.fromkeys(r["net"] for r in found):
+        of = [r for r in found if r["net"] == name]
+        one = of[0]
+        lines.append([
+            name, NETS[name].teaches, str(len(of)),
+            span([100 * r["sparsity"] for r in of], ".1f", " %"),
+            span([r["size"] / r["kept"] for r in of], ".2f", "x"),
+            span([r["one_cut"] for r in of], ".2f", "x"), one["metric"],
+            span([100 * r["before"] for r in of], ".2f", " %"),
+            span([100 * r["after"] for r in of], ".2f", " %"),
+            span([r["drop"] for r in of], "+.2f"), f"{one['budget']:g}",
+            f"{one['original_bytes']:,}", span([r["csr_bytes"] for r in of], ",.0f"),
+            ", ".join(dict.fromkeys(told(r["solver"]) for r in of)),
+            f"{one['batch']} x {one['iterations']} x {span([r['trials'] for r in of], '.0f')}",
+            span([r["seconds"] for r in of], ".0f"),
+        ])  # fmt: skip
+    return report.markdown((header, lines))
+
+
+def told(solver: dict[str, Any]) -> str:
+    """The solver that a probe chose."""
+    return f"{solver['type']} {solver['lr']:g}"
+
+
+def span(values: list[float], form: str, unit: str = "") -> str:
+    """One value, or median and range of several."""
+    texts = [format(v, form) + unit for v in (min(values), statistics.median(values), max(values))]
+    return texts[0] if len(set(texts)) == 1 else f"{texts[1]} ({texts[0]} to {texts[2]})"
+
+
+def write(rows: list[dict[str, Any]], out: Path | None) -> None:
+    """The table and the figures behind it, with machine and versions."""
+    if out is None:
+        return
+    machine = {**report.machine(), "threads": "1"}
+    where = ", ".join(f"{k} {v}" for k, v in machine.items())
+    out.with_suffix(".md").write_text(f"{table(rows)}\n\nMeasured with: {where}.\n", "utf-8")
+    values = json.dumps({"machine": machine, "rows": rows}, indent=1)
+    out.with_suffix(".json").write_text(values + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

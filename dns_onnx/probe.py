@@ -1,0 +1,324 @@
+"""What a search finds out before its first trial: how far one cut goes, how to train, how long.
+
+Networks differ in what a learning rate does to them, and in how much can be cut before training
+has to mend it.  One cut by curvature, to several sizes, says the latter.  Some short trainings of
+the network cut a step further say which solver mends it best, and what an iteration takes.  What
+decides are held-out rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dns_onnx import distributed
+from dns_onnx.attach import to_device
+from dns_onnx.config import Config
+from dns_onnx.curvature import drawn_loss, put_gradients
+from dns_onnx.data import Dataset, batches
+from dns_onnx.errors import CheckpointError, Diverged
+from dns_onnx.feed import Feed
+from dns_onnx.journal import silent
+from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
+from dns_onnx.targets import DRAWN_EVERY, Descent, Goal, TargetSurgery
+from dns_onnx.train import Run, eval_batch
+
+PROBE = "probe.json"
+READINGS = 16  # batches whose gradients say where one cut goes
+FIRST, FINE = 2.0, 1.06  # the first compression that is tried, and when the highest is known
+SOLVERS = (("sgd", 1e-2), ("sgd", 1e-3), ("adam", 3e-3), ("adam", 1e-3), ("adam", 3e-4),
+           ("adam", 1e-4))  # fmt: skip
+CLEARLY = 0.8  # the first solver stays where it mends so much of what the best one mends
+PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 0.025, 20, 200  # iterations of a probe, of those of a trial
+PROBE_ROWS = 1024  # held-out rows that judge it
+LEAST_GROWTH = 1.2  # of the compression, from one trial to the next
+
+TRIAL_ITERATIONS, LEAST_ITERATIONS = 8000, 250  # where the settings do not say, within these:
+EPOCHS = 60  # that a trial goes through the teaching rows at most
+TRIAL_SECONDS = 1200  # that a trial may take; its iterations are halved until they fit
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found.
+
+    ratio: the compression that one cut reaches within the budget; 1.0 where it reaches none or
+    nothing is known of a budget.  solver: the settings that were chosen, none where they were
+    given.  losses: held-out, after each solver's probe.  seconds: of an iteration.  iterations:
+    of a trial.
+    """
+
+    ratio: float
+    solver: dict[str, Any]
+    losses: dict[str, float]
+    seconds: float
+    iterations: int
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        words = [f"one cut holds to {self.ratio:.3g}x"] if self.ratio > 1 else []
+        if self.solver:
+            words.append(f"{self.solver['type']} at {self.solver['lr']:g} mends best")
+        if self.seconds:
+            words.append(f"an iteration takes {self.seconds:.2g} s")
+        return "; ".join([*words, f"{self.iterations} iterations a trial"])
+
+    def applied(self, config: Config) -> Config:
+        """The settings of a search with what was found in them."""
+        train = config.train.model_copy(update={"iterations": self.iterations})
+        return config.model_copy(
+            update={"train": train, "solver": config.solver.model_copy(update=self.solver)}
+        )
+
+
+@dataclass(frozen=True)
+class Prober:
+    """What it takes to probe.
+
+    run: holds the model.  restore: puts the original back.  goals: by density.  within: whether a
+    held-out metric is within the budget; None where no budget counts.  highest: compression.
+    """
+
+    run: Run
+    data: Dataset
+    heldout: Dataset
+    restore: Callable[[], None]
+    goals: Callable[[float], list[Goal]]
+    within: Callable[[float], bool] | None
+    highest: float
+
+    def find(self, asked: float | None) -> Probe:
+        """What there is to know; from the run folder where it stands there.
+
+        asked: the compression to reach, where one is given.
+        """
+        path = self.run.folder / PROBE
+        found = _read(path, self.run) if path.exists() else None
+        distributed.wait()  # nobody writes before all have looked
+        if found is None:
+            found = self._found(asked)
+            if distributed.is_main():
+                _write(path, self.run, found)
+            distributed.wait()
+        self.restore()
+        return found
+
+    def _found(self, asked: float | None) -> Probe:
+        config = self.run.config
+        iterations = first_guess(config, len(self.data))
+        fisher = self.curvature()
+        ratio = self._one_cut(fisher)
+        given = {"type", "lr"} & config.solver.model_fields_set
+        timed = "iterations" not in config.train.model_fields_set
+        solver: dict[str, Any] = {}
+        losses: dict[str, float] = {}
+        seconds = 0.0
+        if not given or timed:
+            beyond = min(next_growth([ratio], config.target.growth) * ratio, self.highest)
+            if asked is not None:
+                beyond = math.sqrt(asked)
+            tried = SOLVERS[:1] if given else SOLVERS
+            self.cut(fisher, beyond)
+            untrained = heldout_loss(self.run, self.heldout)
+            results = [self._train(fisher, beyond, *s, iterations) for s in tried]
+            losses = {f"{kind} {lr:g}": r[0] for (kind, lr), r in zip(tried, results, strict=True)}
+            seconds = min(r[1] for r in results)
+            if not given:
+                kind, lr = SOLVERS[choice(untrained, list(losses.values()))]
+                solver = {"type": kind, "lr": lr}
+        if timed:
+            iterations = in_time(iterations, distributed.from_main(seconds))
+        return Probe(ratio, solver, losses, seconds, iterations)
+
+    # ------------------------------------------------------------------ one cut
+
+    def curvature(self) -> dict[str, Tensor]:
+        """F_l of each layer of the original."""
+        run, has_labels = self.run, self.run.objective.has_labels
+        self.restore()
+        surgery = self._surgery(1.0, READINGS * DRAWN_EVERY)
+        feed = Feed(self.data, run.config, run.device)
+        torch.manual_seed(run.config.seed)
+        for i in range(READINGS):
+            inputs, targets = feed(i)
+            outputs = run.model(*inputs)
+            loss = run.objective.loss(outputs, inputs, targets) if has_labels else None
+            put_gradients(
+                drawn_loss(outputs, run.model.heads) if loss is None else loss,
+                run.weights.values(),
+            )
+            surgery.listen(i * DRAWN_EVERY)
+        run.optimizer.torch.zero_grad()
+        return surgery.fisher
+
+    def cut(self, fisher: Mapping[str, Tensor], ratio: float) -> None:
+        """Cut the original to a compression at once."""
+        self.restore()
+        surgery = self._surgery(1.0 / ratio, 1)
+        surgery.fisher.update(fisher)
+        surgery.at_once()
+
+    def _surgery(self, density: float, stop: int) -> TargetSurgery:
+        return TargetSurgery(
+            list(self.run.surgery), self.run.config.seed, self.goals(density), Descent(stop, stop),
+            drawn=not self.run.objective.has_labels,
+        )  # fmt: skip
+
+    def _one_cut(self, fisher: Mapping[str, Tensor]) -> float:
+        """The highest compression within the budget, without training."""
+        within = self.within
+        if within is None:
+            return 1.0
+
+        def holds(ratio: float) -> bool:
+            self.cut(fisher, ratio)
+            return within(self.run.score(self.heldout))
+
+        return highest_that(holds, self.highest)
+
+    # ------------------------------------------------------------------ short trainings
+
+    def _train(
+        self, fisher: Mapping[str, Tensor], ratio: float, kind: str, lr: float, iterations: int
+    ) -> tuple[float, float]:
+        """(held-out loss after a short training with this solver, seconds of an iteration)."""
+        run = self.run
+        config = probe_config(run.config, kind, lr, iterations)
+        folder = run.folder / f"probe-{kind}-{lr:g}"
+        if distributed.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+        distributed.wait()
+        self.cut(fisher, ratio)
+        idle = [LayerSurgery(x.name, x.tensors, Schedule(0.0), x.grain) for x in run.surgery]
+        trained = run.again(Surgery(idle, config.seed), config, folder, run.fingerprint)
+        torch.manual_seed(config.seed)
+        try:
+            outcome = trained.train(self.data, None, silent)
+        except Diverged:
+            return math.inf, math.inf
+        loss = heldout_loss(trained, self.heldout)
+        if distributed.is_main():
+            shutil.rmtree(folder)
+        return loss, outcome.seconds / outcome.iterations
+
+
+def probe_config(config: Config, kind: str, lr: float, iterations: int) -> Config:
+    """The settings of one probe: the learning rate comes up quickly and goes down to zero."""
+    length = min(max(int(PROBE_SHARE * iterations), PROBE_LEAST), PROBE_MOST)
+    solver = {"type": kind, "lr": lr, "policy": "fixed", "warmup": length // 10,
+              "tail": length - length // 10}  # fmt: skip
+    train = {"iterations": length, "eval_every": 0, "log_every": length}
+    return config.model_copy(
+        update={
+            "train": config.train.model_copy(update=train),
+            "solver": config.solver.model_copy(update=solver),
+        }
+    )
+
+
+@torch.no_grad()
+def heldout_loss(run: Run, heldout: Dataset) -> float:
+    """The mean loss over held-out rows; infinite where it is not a number."""
+    run.model.eval()
+    total, rows = 0.0, 0
+    for batch in batches(heldout, eval_batch(run.config), PROBE_ROWS):
+        inputs, targets = to_device(batch, run.device)
+        total += len(batch) * float(run.objective.loss(run.model(*inputs), inputs, targets))
+        rows += len(batch)
+    run.model.train()
+    mean = distributed.from_main(total / rows)
+    return mean if math.isfinite(mean) else math.inf
+
+
+def choice(untrained: float, losses: Sequence[float]) -> int:
+    """The solver that leaves the least loss; the first one, where that mends nearly as much.
+
+    untrained: the loss before.
+    """
+    best = int(np.argmin(losses))
+    return 0 if untrained - losses[0] >= CLEARLY * (untrained - losses[best]) else best
+
+
+def highest_that(holds: Callable[[float], bool], highest: float) -> float:
+    """The highest compression that holds, to the factor FINE; 1.0 where none does."""
+    low, high, ratio = 1.0, math.inf, min(FIRST, highest)
+    while high / low > FINE:
+        if holds(ratio):
+            low = ratio
+            if low >= highest:
+                return low
+        else:
+            high = ratio
+        ratio = math.sqrt(low * high) if math.isfinite(high) else min(low * FIRST, highest)
+    return low
+
+
+def next_growth(reached: Sequence[float], most: float) -> float:
+    """The factor from the compression reached last to the next.
+
+    reached: those within the budget so far, the first without training.  A net that one cut takes
+    far goes on in large steps, others in small ones, which grow while all goes well.
+    """
+    last = reached[-1] / (reached[-2] if len(reached) > 1 else 1.0)
+    step = last**2 if len(reached) > 1 else last
+    return min(max(step, LEAST_GROWTH), most)
+
+
+def first_guess(config: Config, rows: int) -> int:
+    """Iterations of a trial, before anything is known but the number of teaching rows."""
+    if "iterations" in config.train.model_fields_set:
+        return config.train.iterations
+    epoch = math.ceil(rows / config.data.batch)
+    return min(max(EPOCHS * epoch, LEAST_ITERATIONS), TRIAL_ITERATIONS)
+
+
+def in_time(iterations: int, seconds: float) -> int:
+    """Iterations of a trial that takes no more than TRIAL_SECONDS, if it can.
+
+    Halved, not divided: a measurement that varies seldom says something else.
+    """
+    while iterations * seconds > TRIAL_SECONDS and iterations // 2 >= LEAST_ITERATIONS:
+        iterations //= 2
+    return iterations
+
+
+# ---------------------------------------------------------------------- the run folder
+
+
+def _key(run: Run) -> dict[str, Any]:
+    return {k: run.fingerprint.get(k) for k in ("model", "data", "settings")}
+
+
+def _read(path: Path, run: Run) -> Probe:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        found = Probe(**values["probe"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: unreadable: {error}; remove it") from error
+    if values.get("of") != _key(run):
+        raise CheckpointError(
+            f"{path}: belongs to another model, other data or other settings; start anew in "
+            "another --run-dir"
+        )
+    return found
+
+
+def _write(path: Path, run: Run, found: Probe) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"of": _key(run), "probe": asdict(found)}, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)

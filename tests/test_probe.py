@@ -1,0 +1,157 @@
+"""What a search finds out before its first trial."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dns_onnx import compress
+from dns_onnx.config import Config, parse_config
+from dns_onnx.errors import CheckpointError
+from dns_onnx.pipeline import Result
+from dns_onnx.probe import (
+    LEAST_GROWTH,
+    PROBE,
+    SOLVERS,
+    Probe,
+    choice,
+    first_guess,
+    highest_that,
+    in_time,
+    next_growth,
+    probe_config,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("limit", [1.0, 1.07, 1.9, 2.0, 37.0, 900.0])
+def test_the_highest_compression_that_holds_is_found(limit: float) -> None:
+    found = highest_that(lambda ratio: ratio <= limit, 1000.0)
+    assert found <= limit
+    assert limit / found <= 1.06
+
+
+def test_no_more_is_tried_than_layers_may_be_cut() -> None:
+    tried: list[float] = []
+    assert highest_that(lambda ratio: bool(tried.append(ratio)) or True, 5.0) == 5.0
+    assert max(tried) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("reached", "growth"),
+    [([1.0], LEAST_GROWTH), ([1.5], 1.5), ([9.0], 4.0), ([1.5, 2.25], 2.25), ([2.0, 8.0], 4.0),
+     ([1.1, 1.32], 1.44)],
+)  # fmt: skip
+def test_steps_grow_from_what_one_cut_reaches(reached: list[float], growth: float) -> None:
+    assert next_growth(reached, 4.0) == pytest.approx(growth)
+
+
+@pytest.mark.parametrize(
+    ("losses", "chosen"),
+    [([1.0, 1.1, 0.9], 0), ([1.0, 0.5, 0.4], 2), ([math.inf, math.inf, 0.4], 2),
+     ([0.1, 0.2, math.inf], 0), ([3.0, 2.5, 4.0], 1), ([2.5, 3.0, 4.0], 0)],
+)  # fmt: skip
+def test_the_first_solver_stays_where_none_is_clearly_better(
+    losses: list[float], chosen: int
+) -> None:
+    assert choice(2.0, losses) == chosen
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "iterations"),
+    [(54_000, None, 8000), (7200, None, 6780), (40, None, 250), (54_000, 123, 123)],
+)
+def test_iterations_follow_from_the_rows(rows: int, given: int | None, iterations: int) -> None:
+    train = {"iterations": given} if given else {}
+    assert first_guess(parse_config({"train": train}, "test"), rows) == iterations
+
+
+@pytest.mark.parametrize(("seconds", "iterations"), [(0.1, 8000), (0.2, 4000), (9.0, 250)])
+def test_slow_nets_get_fewer_iterations(seconds: float, iterations: int) -> None:
+    assert in_time(8000, seconds) == iterations
+
+
+def test_a_probe_comes_up_and_goes_down_within_a_small_part_of_a_trial() -> None:
+    told = probe_config(Config(), "adam", 1e-3, 8000)
+    assert (told.solver.type, told.solver.lr, told.solver.policy) == ("adam", 1e-3, "fixed")
+    assert told.train.iterations == 200
+    assert told.solver.warmup + told.solver.tail == 200
+    assert probe_config(Config(), "adam", 1e-3, 100).train.iterations == 20
+
+
+# ---------------------------------------------------------------------- on a small net
+
+
+def run(folder: Path, out: str = "out.onnx", **options) -> Result:
+    config = parse_config(
+        {
+            "data": {"batch": 16, "holdout": 0.2},
+            "train": {"iterations": 60, "log_every": 40},
+            "target": {"trials": 3, "max_drop": 2.0, "growth": 2.0},
+        },
+        "test",
+    )
+    return compress(
+        folder / "net.onnx", folder / out, train=f"{folder}/train.npz", config=config,
+        bench_seconds=0.05, **options,
+    )  # fmt: skip
+
+
+def test_a_search_begins_with_one_cut_and_its_own_solver(small: Path) -> None:
+    found: list[object] = []
+    result = run(small, tell=found.append)
+    (probe,) = (f for f in found if isinstance(f, Probe))
+    first, *others = result.trials
+    assert (first.iterations, first.ratio) == (0, pytest.approx(probe.ratio, rel=0.05))
+    assert first.accepted
+    assert others[0].plan.parent == 0
+    assert len(probe.losses) == len(SOLVERS)
+    assert all(math.isfinite(loss) for loss in probe.losses.values())
+    solver = others[0].settings["solver"]
+    assert (solver["type"], solver["lr"]) == (probe.solver["type"], probe.solver["lr"])
+
+
+def test_without_labels_a_search_finds_its_way_too(small: Path) -> None:
+    rows = dict(np.load(small / "train.npz"))
+    rows.pop("labels")
+    np.savez(small / "train.npz", **rows)
+    result = run(small)
+    assert result.check.metric is not None
+    assert result.check.metric.name == "relative-error"
+    assert [t.trial for t in result.trials] == [0, 1, 2]
+
+
+def test_a_probe_is_read_again_where_a_search_goes_on(small: Path) -> None:
+    before: list[object] = []
+    run(small, tell=before.append)
+    path = small / "out.run" / PROBE
+    stored = json.loads(path.read_text())
+    stored["probe"]["seconds"] = 77.0  # were it measured again, it would say something else
+    path.write_text(json.dumps(stored))
+    after: list[object] = []
+    run(small, tell=after.append, resume=True)
+    (probe,) = (f for f in after if isinstance(f, Probe))
+    assert probe.seconds == 77.0
+
+
+@pytest.mark.parametrize("broken", ["{", '{"probe": {"what": 1}}'])
+def test_a_probe_that_cannot_be_read_is_refused(small: Path, broken: str) -> None:
+    run(small)
+    (small / "out.run" / PROBE).write_text(broken)
+    with pytest.raises(CheckpointError, match=r"probe\.json"):
+        run(small, resume=True)
+
+
+def test_a_probe_of_other_settings_is_refused(small: Path) -> None:
+    run(small)
+    path = small / "out.run" / PROBE
+    stored = json.loads(path.read_text())
+    stored["of"]["settings"]["seed"] = 5
+    path.write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(small, resume=True)
