@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,18 @@ from torch import Tensor, fx, nn
 
 from dns_onnx.converters.heads import Head
 from dns_onnx.data import Batch
-from dns_onnx.errors import ConfigError, DataError, TrainingError
+from dns_onnx.errors import ConfigError, DataError, DnsOnnxError, TrainingError
 from dns_onnx.runtime.batching import Feeding
+
+Compute = Callable[[list[Any]], list[Any]]
 
 
 class TrainingGraph(nn.Module):
     """The imported graph, ending at the values that the loss attaches to.
 
     Called with rows of any number: a graph that fixes its batch is run in pieces of that size, the
-    last one filled up with repeated rows.
+    last one filled up with repeated rows.  One that takes single rows is mapped over all of them at
+    once (`torch.func.vmap`), where two rows have proven that it gives the same.
 
     heads: the ends of the model.  feeding: how rows go in.
     """
@@ -29,6 +32,7 @@ class TrainingGraph(nn.Module):
         super().__init__()
         self.heads, self.feeding = tuple(heads), feeding
         self.values = [h.value for h in heads]
+        self.maps: bool | None = None  # whether rows can go in at once; not known yet
         self.graph = ending_at(graph, self.values)
         outputs = [h.output for h in heads]
         # what users read may lie behind an activation; where it does not, it is the same graph
@@ -62,7 +66,45 @@ class TrainingGraph(nn.Module):
                     "data.batch = 1"
                 ) from error
 
+        if self.feeding.goes_by_row(inputs):
+            if self.maps is None:
+                self.maps = self._can_map(compute, inputs)
+            if self.maps:
+                return _mapped(compute, self.feeding, inputs)
         return self.feeding.run(compute, inputs, torch)
+
+    @torch.no_grad()
+    def _can_map(self, compute: Compute, inputs: Sequence[Tensor]) -> bool:
+        """Whether mapping over two rows gives what they give one after the other."""
+        two = [x[:2] for x in inputs]
+        try:
+            pairs = zip(
+                _mapped(compute, self.feeding, two), self.feeding.run(compute, two, torch),
+                strict=True,
+            )  # fmt: skip
+            return all(_close(a, b) for a, b in pairs)
+        except (DnsOnnxError, RuntimeError, ValueError, TypeError, IndexError):
+            return False  # control flow that the values of a row decide, operators that cannot
+
+
+def _mapped(compute: Compute, feeding: Feeding, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What `feeding.run` gives for rows that go in one by one, computed for all of them at once."""
+    shared = [a is None and len(x) == 1 for x, a in zip(inputs, feeding.axes, strict=True)]
+
+    def one(*row: Tensor) -> tuple[Any, ...]:
+        single = [x if s else x[None] for x, s in zip(row, shared, strict=True)]
+        return tuple(compute(feeding.row(single, torch)))
+
+    axes = tuple(None if s else 0 for s in shared)
+    found = torch.func.vmap(one, in_dims=axes, randomness="different")(*inputs)
+    return [y.flatten(0, 1) if y.ndim > 1 and y.shape[1] == 1 else y for y in found]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or not a.is_floating_point():
+        return a.shape == b.shape and bool((a == b).all())
+    size = float(b.abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(size, 1e-6), equal_nan=True)
 
 
 def _ranges(arrays: Sequence[Tensor]) -> str:

@@ -20,8 +20,18 @@ class StraightThroughGate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, product: Tensor) -> Tensor:
+    def forward(weight: Tensor, product: Tensor) -> Tensor:
         return product.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing to remember."""
+
+    @staticmethod
+    def vmap(info: Any, axes: Any, weight: Tensor, product: Tensor) -> tuple[Tensor, None]:
+        """One weight for all rows that a graph is mapped over."""
+        gated: Tensor = StraightThroughGate.apply(weight, product)  # type: ignore[no-untyped-call]
+        return gated, None
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

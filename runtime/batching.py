@@ -42,11 +42,7 @@ class Feeding:
         filled up with repeated rows, whose results are dropped.
         Outputs that count rows in front come back joined there, others stacked.
         """
-        counted = [len(x) for x, axis in zip(inputs, self.axes, strict=True) if axis is not None]
-        rows = max(counted or [len(x) for x in inputs])
-        apart = any(
-            a is None and 1 < len(x) == rows for x, a in zip(inputs, self.axes, strict=True)
-        )
+        rows, apart = self._counted(inputs)
         if apart and self.piece not in (None, 1):
             raise DataError(
                 f"inputs: expected one value for all {self.piece} rows that the model takes at a "
@@ -66,6 +62,21 @@ class Feeding:
                 compute([_placed(x, a, xp) for x, a in zip(taken, self.axes, strict=True)])
             )
         return [_joined([p[i] for p in parts], piece, rows, xp) for i in range(len(parts[0]))]
+
+    def goes_by_row(self, inputs: Sequence[Any]) -> bool:
+        """Whether these inputs hold several rows, and the model takes one at a time."""
+        rows, apart = self._counted(inputs)
+        return rows > 1 and (self.piece == 1 or (apart and self.piece is None))
+
+    def _counted(self, inputs: Sequence[Any]) -> tuple[int, bool]:
+        """(number of rows, whether an input that is whole has a value of its own for each)."""
+        pairs = list(zip(inputs, self.axes, strict=True))
+        rows = max([len(x) for x, a in pairs if a is not None] or [len(x) for x in inputs])
+        return rows, any(a is None and 1 < len(x) == rows for x, a in pairs)
+
+    def row(self, inputs: Sequence[Any], xp: Any = np) -> list[Any]:
+        """What the model takes for one row.  inputs: [1, ...] each."""
+        return [_placed(x, a, xp) for x, a in zip(inputs, self.axes, strict=True)]
 
     def rows(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs as the model takes them, in graph order, as rows."""

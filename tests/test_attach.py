@@ -87,3 +87,60 @@ def test_pieces_of_a_fixed_batch_give_what_the_whole_would() -> None:
     message = r"does not run on inputs of shape \[\[5, 2\], \[\]\]: .*data\.batch = 1"
     with pytest.raises(DataError, match=message):
         TrainingGraph(graph, head, Feeding((0, None), None))(x[:, :2], flag)
+
+
+def gru_step() -> onnx.ModelProto:
+    """One step of a GRU for one row: a frame [1, 3], a state [2, 1, 4] of which it takes a half."""
+    rng = np.random.default_rng(0)
+    weights = {"w": (1, 12, 3), "r": (1, 12, 4), "b": (1, 24)}
+    nodes = [
+        helper.make_node("Split", ["state"], ["s0", "s1"], axis=0, num_outputs=2),
+        helper.make_node("Unsqueeze", ["frame", "axis"], ["x"]),
+        helper.make_node("GRU", ["x", "w", "r", "b", "", "s0"], ["", "h"], hidden_size=4),
+        helper.make_node("Concat", ["h", "s1"], ["after"], axis=0),
+        helper.make_node("Squeeze", ["h", "axis"], ["y"]),
+    ]
+    infos = {"frame": [1, 3], "state": [2, 1, 4], "after": [2, 1, 4], "y": [1, 4]}
+    made = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in infos.items()}
+    graph = helper.make_graph(
+        nodes, "g", [made["frame"], made["state"]], [made["y"], made["after"]],
+        [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n)
+         for n, s in weights.items()] + [numpy_helper.from_array(np.array([0]), "axis")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def test_a_graph_that_takes_single_rows_is_mapped_over_all_of_them() -> None:
+    torch.manual_seed(0)
+    graph = import_model(gru_step())
+    for name in "wr":
+        held = holders(graph)[name]
+        held.attach_mask(torch.rand(held.weight.shape) > 0.5)
+    one_by_one = Feeding((0, None), 1)
+    heads = [Head("y", "y", "values"), Head("after", "after", "values")]
+    inputs = torch.randn(5, 3), torch.randn(5, 2, 1, 4)
+    mapped, looped = (
+        TrainingGraph(graph, heads, one_by_one),
+        TrainingGraph(graph, heads, one_by_one),
+    )
+    looped.maps = False
+    found: list[list[torch.Tensor]] = []
+    for model in (mapped, looped):
+        outputs = model(*inputs)
+        torch.stack([y.square().sum() for y in outputs]).sum().backward()
+        found.append([*outputs, holders(graph)["w"].weight.grad, holders(graph)["r"].weight.grad])
+        holders(graph)["w"].weight.grad = holders(graph)["r"].weight.grad = None
+    assert mapped.maps
+    assert [list(y.shape) for y in found[0][:2]] == [[5, 4], [5, 2, 1, 4]]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_rows_that_decide_a_branch_go_in_one_by_one() -> None:
+    graph = import_model(branching())
+    model = TrainingGraph(graph, [Head("y", "y", "values")], Feeding((0, None), None))
+    x, flags = torch.randn(4, 3), torch.tensor([True, False, True, False])
+    found = model(x, flags)[0]
+    assert model.maps is False
+    single = [model(x[i : i + 1], flags[i : i + 1])[0] for i in range(4)]
+    torch.testing.assert_close(found, torch.cat(single))
