@@ -39,7 +39,7 @@ FIRST, FINE = 2.0, 1.06  # the first compression that is tried, and when the hig
 SOLVERS = (("sgd", 1e-2), ("sgd", 1e-3), ("adam", 3e-3), ("adam", 1e-3), ("adam", 3e-4),
            ("adam", 1e-4))  # fmt: skip
 CLEARLY = 0.8  # the first solver stays where it mends so much of what the best one mends
-PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 0.025, 20, 200  # iterations of a probe, of those of a trial
+PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 0.05, 40, 200  # iterations of a probe, of those of a trial
 PROBE_ROWS = 1024  # held-out rows that judge it
 LEAST_GROWTH = 1.2  # of the compression, from one trial to the next
 
