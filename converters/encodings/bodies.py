@@ -18,11 +18,14 @@ class Form:
 
     columns: `col_indices` holds columns of rows that row_ptr bounds; else gaps, without row_ptr.
     values: type of the values of sparse operators: "float32", "float16", or "int8" with a scale.
+    bias: whether the convolutions have one.  Where it is named but empty, ONNX Runtime fuses no
+    batch norm with the Conv, nor does it bring it into its blocked layout.
     activation: what follows the sums: "", "Relu", "LeakyRelu" (slope) or "Clip" (low, high).
     """
 
     columns: bool = False
     values: str = "float32"
+    bias: bool = True
     activation: str = ""
 
 
@@ -163,7 +166,8 @@ def body(name: str, form: Form) -> str:
     elif bias:
         inputs.append(bias)
     head = f"{name} {_names([*attributes, *extra])} ({', '.join(inputs)}) => (Y)"
-    operands = f"{data}, W, {bias}" if bias else f"{data}, W"
+    biased = bias and (form.bias or name != "CsrConv")
+    operands = f"{data}, W, {bias}" if biased else f"{data}, W"
     sums = "sums" if activation else "Y"
     plain = f"{sums} = {name.removeprefix('Csr')} {_references(attributes)} ({operands})"
     return f"{head} {{{_weight(form.columns, form.values)}\n{plain}\n{activation}\n}}"

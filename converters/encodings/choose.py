@@ -16,7 +16,7 @@ from dns_onnx.converters.encodings.crossover import kernel_pays
 from dns_onnx.converters.encodings.draft import Draft
 from dns_onnx.converters.encodings.functions import MIN_OPSET, default_opset, functions_bytes
 from dns_onnx.converters.encodings.header import prepare
-from dns_onnx.converters.encodings.kernels import sparse_use
+from dns_onnx.converters.encodings.kernels import has_bias, sparse_use
 from dns_onnx.converters.encodings.matrix import MAX_ENTRIES, Array, Matrix, is_kept
 from dns_onnx.converters.encodings.parts import tensor_bytes
 from dns_onnx.converters.encodings.shapes import shape_lookup
@@ -156,15 +156,28 @@ class Plan:
             matrix = replace(matrix, one_row=sparse_use(site)[0] is None)
             for code in self._codes:
                 found += csr.drafts(site, matrix, stem, code, use, self._shapes)
-            if use is not None and self._code != "float32":  # where the kernel's values are narrow
-                plain = csr.drafts(site, matrix, stem, "float32", None, self._shapes)
-                found += [replace(d, values=self._code) for d in plain]
+            found += self._beside_other_bodies(site, matrix, stem, use)
             if use is not None and all(d.operator in _WHOLE_WEIGHT for d in found):
                 reason = "its padding depends on the input size"
         if self._code != "float32":
             _, narrow = coding(site, matrix, stem, self._code, rows=True)
             reason = "; ".join(filter(None, [reason, narrow]))
         return found, reason
+
+    def _beside_other_bodies(
+        self, site: Site, matrix: Matrix, stem: str, use: Use | None
+    ) -> list[Draft]:
+        """How a weight with a sparse operator is written where that one's body fits only others."""
+        if use is None or use.node is None:
+            return []
+        plain = csr.drafts(site, matrix, stem, "float32", None, self._shapes)
+        found = []
+        if self._code != "float32":  # the kernel's values are narrow
+            found += [replace(draft, values=self._code) for draft in plain]
+        bias = has_bias(use.node)
+        if bias is not None:
+            found += [replace(draft, bias=not bias) for draft in plain]
+        return found
 
 
 def _figures(draft: Draft) -> Draft:
@@ -224,8 +237,9 @@ def _choose(candidates: Sequence[_Candidate], opset: int, codes: Sequence[str]) 
     """
     best_saving, best_form = 0, PLAIN
     best: list[Draft | None] = [None] * len(candidates)
+    bias = _most_have_bias(candidates)
     for columns, values, bitmask in product((False, True), codes, (False, True)):
-        form = Form(columns, values)
+        form = Form(columns, values, bias)
         picks = _picks(candidates, form, bitmask=bitmask)
         saved = sum(c.dense_bytes - p.bytes for c, p in zip(candidates, picks, strict=True) if p)
         used = set().union(*(p.functions for p in picks if p))
@@ -235,6 +249,16 @@ def _choose(candidates: Sequence[_Candidate], opset: int, codes: Sequence[str]) 
     for candidate, pick in zip(candidates, best, strict=True):
         candidate.chosen = pick
     return best_form
+
+
+def _most_have_bias(candidates: Sequence[_Candidate]) -> bool:
+    """Whether of the filters that a sparse operator could read, most have a bias."""
+    balance = 0
+    for candidate in candidates:
+        own = {d.bias for d in candidate.drafts if d.operator == "CsrConv"} - {None}
+        for bias in own:
+            balance += candidate.nnz if bias else -candidate.nnz
+    return balance >= 0
 
 
 def _picks(candidates: Sequence[_Candidate], form: Form, *, bitmask: bool) -> list[Draft | None]:

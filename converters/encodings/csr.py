@@ -10,7 +10,7 @@ import numpy as np
 from onnx import NodeProto
 
 from dns_onnx.converters.encodings.draft import Draft, Replacement, put
-from dns_onnx.converters.encodings.kernels import ShapeOf, to_sparse
+from dns_onnx.converters.encodings.kernels import ShapeOf, has_bias, to_sparse
 from dns_onnx.converters.encodings.matrix import Layout, Matrix, narrowest
 from dns_onnx.converters.encodings.parts import Part, constant, function_node, node_bytes, part
 from dns_onnx.converters.encodings.sites import Site, Use
@@ -79,6 +79,7 @@ def _draft(form: _Form, coded: Coding, layout: Layout, use: Use | None) -> Draft
         memory=form.memory,
         columns=form.columns,
         values=form.values,
+        bias=None if form.consumer is None else has_bias(form.consumer),
     )
 
 

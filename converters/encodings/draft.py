@@ -31,7 +31,7 @@ class Draft:
     encoding: as the report names it.  operator: the node that reads the stored form.
     bytes: what it takes in the file, function bodies aside.  functions: the bodies it needs.
     memory: bytes that ONNX Runtime fills while it decodes the weight, the weight itself included.
-    columns, values: what the bodies must be written for, as in Form; None where that is all one.
+    columns, values, bias: what the bodies must be written for, as in Form; None: that is all one.
     write: puts it into the model in place of the dense weight.
     """
 
@@ -43,10 +43,15 @@ class Draft:
     memory: int = 0
     columns: bool | None = None
     values: str | None = None
+    bias: bool | None = None
 
     def fits(self, form: Form) -> bool:
         """Whether bodies written for `form` can read it."""
-        return self.columns in (None, form.columns) and self.values in (None, form.values)
+        return (
+            self.columns in (None, form.columns)
+            and self.values in (None, form.values)
+            and self.bias in (None, form.bias)
+        )
 
 
 def put(site: Site, use: Use | None, made: Replacement) -> None:

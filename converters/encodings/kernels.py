@@ -77,6 +77,12 @@ def to_sparse(
     return sparse
 
 
+def has_bias(node: NodeProto) -> bool | None:
+    """Whether a sparse or plain convolution has a bias; None for other nodes."""
+    at = {"Conv": 2, "CsrConv": 5}.get(node.op_type)
+    return None if at is None else len(node.input) > at and bool(node.input[at])
+
+
 def to_plain(sparse: NodeProto, weight: str) -> NodeProto:
     """The standard node that `to_sparse` made the sparse one from, reading the dense weight.
 
