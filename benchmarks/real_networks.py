@@ -51,17 +51,17 @@ class Net:
 
 
 NETS = {
-    "vnn23_vit_cifar10_pgd_2_3_16": Net("labels", 0.5, 64, 500),
-    "silero_vad": Net("original", 1.0, 64, 800),
-    "vnn22_sri_resnet_a": Net("labels", 0.5, 64, 500),
-    "magika_v1": Net("original", 0.5, 8, 200),
+    "vnn22_sri_resnet_a": Net("labels", 0.5, 64, 120),
+    "vnn23_vit_cifar10_pgd_2_3_16": Net("labels", 0.5, 64, 120),
+    "gtcrn_simple": Net("original", 1.0, 16, 60),
+    "magika_v1": Net("original", 0.5, 8, 60),
     "squeezenet_fp32_from_fp16": Net(
-        "original", 0.5, 16, 80, {"distill": {"weight": 1.0}, "data": {"holdout": 0.3}}
+        "original", 0.5, 16, 20, {"distill": {"weight": 1.0}, "data": {"holdout": 0.3}}
     ),
-    "ultraface_rfb_320": Net("original", 1.0, 8, 80),
-    "gtcrn_simple": Net("original", 1.0, 16, 150),
+    "ultraface_rfb_320": Net("original", 1.0, 8, 20),
+    "silero_vad": Net("original", 1.0, 64, 300),
 }
-TRIALS = 10
+TRIALS = 5
 
 
 def main(

@@ -39,7 +39,8 @@ FIRST, FINE = 2.0, 1.06  # the first compression that is tried, and when the hig
 SOLVERS = (("sgd", 1e-2), ("sgd", 1e-3), ("adam", 3e-3), ("adam", 1e-3), ("adam", 3e-4),
            ("adam", 1e-4))  # fmt: skip
 CLEARLY = 0.8  # the first solver stays where it mends so much of what the best one mends
-PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 0.05, 40, 200  # iterations of a probe, of those of a trial
+PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 0.05, 40, 200  # iterations of a probe, of those of a trial,
+SHORT = 5  # but never more than a fifth of them
 PROBE_ROWS = 1024  # held-out rows that judge it
 LEAST_GROWTH = 1.2  # of the compression, from one trial to the next
 
@@ -216,6 +217,7 @@ class Prober:
 def probe_config(config: Config, kind: str, lr: float, iterations: int) -> Config:
     """The settings of one probe: the learning rate comes up quickly and goes down to zero."""
     length = min(max(int(PROBE_SHARE * iterations), PROBE_LEAST), PROBE_MOST)
+    length = max(min(length, iterations // SHORT), 1)
     solver = {"type": kind, "lr": lr, "policy": "fixed", "warmup": length // 10,
               "tail": length - length // 10}  # fmt: skip
     train = {"iterations": length, "eval_every": 0, "log_every": length}

@@ -81,7 +81,8 @@ def test_a_probe_comes_up_and_goes_down_within_a_small_part_of_a_trial() -> None
     assert (told.solver.type, told.solver.lr, told.solver.policy) == ("adam", 1e-3, "fixed")
     assert told.train.iterations == 200
     assert told.solver.warmup + told.solver.tail == 200
-    assert probe_config(Config(), "adam", 1e-3, 100).train.iterations == 40
+    assert probe_config(Config(), "adam", 1e-3, 400).train.iterations == 40
+    assert probe_config(Config(), "adam", 1e-3, 100).train.iterations == 20
 
 
 # ---------------------------------------------------------------------- on a small net
