@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -47,14 +47,21 @@ class Data(_Strict):
     holdout: fraction (below 1) or number of training rows kept out of training; every decision of
         the run is made on them.  0 is allowed where the run has nothing to decide.
     shift: augmentation; every image moves by up to this many pixels along each axis, at random.
+        auto: 1 where a target is pursued and labels teach to classify single images of 16 x 16
+        pixels or more (`prepare.automatic_shift`), 0 elsewhere.
     shape: whole shapes of inputs that leave sizes open, by input name.
     """
 
     batch: int = Field(64, ge=1)
     holdout: float = Field(0.1, ge=0)
     shuffle: bool = True
-    shift: int = Field(0, ge=0)
+    shift: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     shape: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+
+    @property
+    def pixels(self) -> int:
+        """How far images move; 0 while that is left open."""
+        return 0 if self.shift == "auto" else self.shift
 
 
 class Solver(_Strict):

@@ -41,19 +41,19 @@ class Feed:
             batch = self.data.take(rows[mine])
             for name, x in batch.inputs.items():
                 if self._moves(x, rows[mine]):
-                    moves = shifts(len(rows), c.data.shift, rng)[:, mine]
-                    batch.inputs[name] = shifted(x, c.data.shift, moves)
+                    moves = shifts(len(rows), c.data.pixels, rng)[:, mine]
+                    batch.inputs[name] = shifted(x, c.data.pixels, moves)
             return to_device(batch, self.device)
         inputs, targets = self.resident.take(rows[mine])
         for i, kept in enumerate(inputs):
             if self._moves(kept, rows[mine]):
-                moves = shifts(len(rows), c.data.shift, rng)[:, mine]
-                inputs[i] = moved(kept, c.data.shift, moves)
+                moves = shifts(len(rows), c.data.pixels, rng)[:, mine]
+                inputs[i] = moved(kept, c.data.pixels, moves)
         return inputs, targets
 
     def _moves(self, x: Tensor | NDArray[np.generic], rows: Rows) -> bool:
         """Whether augmentation moves this input: images, one a row."""
-        return self.config.data.shift > 0 and x.ndim >= 3 and len(x) == len(rows)
+        return self.config.data.pixels > 0 and x.ndim >= 3 and len(x) == len(rows)
 
 
 class Resident:

@@ -108,7 +108,7 @@ class Objective:
         if self.teacher is None or config.data.batch == 1:
             return teaching, heldout
         visits = config.train.iterations * config.data.batch
-        often = self.by_teacher is not None and not config.data.shift and visits > len(teaching)
+        often = self.by_teacher is not None and not config.data.pixels and visits > len(teaching)
         asked = self.metric.against == "original"
         return (
             self._with_answers(teaching, device) if often else teaching,

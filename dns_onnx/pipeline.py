@@ -155,7 +155,7 @@ def compress(
          "settings": config.model_dump(mode="json")},
         Path(tensorboard) if tensorboard else None,
     )  # fmt: skip
-    run = prepared.run
+    run, config = prepared.run, prepared.run.config
     run.objective.refuse_bad_data(run.model, {"held-out": heldout, source: judged}, where)
     teaching, heldout = run.objective.remembered(teaching, heldout, config, where)
     if config.has_thresholds:

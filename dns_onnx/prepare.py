@@ -28,6 +28,8 @@ from dns_onnx.runtime.batching import Feeding, feeding
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
 from dns_onnx.train import Run
 
+LEAST_IMAGE = 16  # pixels a side, below which a pixel's shift changes too much
+
 
 @dataclass(frozen=True)
 class Spared:
@@ -59,9 +61,13 @@ def prepare_run(
     data: the teaching rows, which say whether there are labels.
     """
     graph.to(device)
+    config = with_shift(config, automatic_shift(config, data))
     training, objective = prepare_objective(
         model, graph, config, model_feeding(model), data, device
     )
+    if config.data.pixels:
+        moved = f"images move by up to {config.data.pixels} pixel(s)"
+        objective = replace(objective, said=f"{objective.said}; {moved}")
     objective.refuse_bad_data(training, {"training": data}, device)
     weights = trained_weights(graph, training, objective.touched(training, data, device))
     found = layers(graph)
@@ -82,6 +88,29 @@ def prepare_run(
     )  # fmt: skip
     settings = {x.weight: config.layer_settings(*_names(x)).sparsity for x in chosen}
     return Prepared(run, spared, {k: v for k, v in settings.items() if v is not None})
+
+
+def automatic_shift(config: Config, data: Dataset) -> int:
+    """How far images move where the settings leave that open, in pixels.
+
+    1 where a target is pursued, class numbers teach, and the one input holds images of one or three
+    channels and at least 16 x 16 pixels, channels first; 0 elsewhere.
+    """
+    sample = data.take(np.arange(1))
+    labels, images = sample.labels, list(sample.inputs.values())
+    taught = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"
+    if config.has_thresholds or config.distill.weight == 1 or not taught or len(images) != 1:
+        return 0
+    x = images[0]
+    channels, *sizes = x.shape[1:] if x.ndim == 4 else (0,)
+    return int(channels in (1, 3) and min(sizes) >= LEAST_IMAGE and x.dtype.kind == "f")
+
+
+def with_shift(config: Config, pixels: int) -> Config:
+    """The settings with so many pixels where they leave the shift open."""
+    if config.data.shift != "auto":
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"shift": pixels})})
 
 
 def trained_weights(
