@@ -1,38 +1,48 @@
-"""What surgery costs: one iteration of it against one dense iteration of the same net by hand.
+"""What surgery costs: one iteration of it against one dense iteration of the same net.
 
-    python benchmarks/step_overhead.py
+    python benchmarks/step_overhead.py --net lenet5 --out docs/results/step_overhead
 
-Both are timed in one process, in turn.  The dense net is plain PyTorch (torch.nn.functional and
-torch.optim.SGD with the same fused kernel that the surgery uses).  The masks are updated at *every*
-iteration, which is more than any schedule does.
+All are timed in one process, in turn.  Dense: the imported graph without masks, cross-entropy, and
+torch.optim.SGD with the same fused kernel that the surgery uses.  LeNet-5 and a net of AlexNet's
+size have seeded weights; so has ResNet-50, the light graph of the onnx package.  Thresholds: the
+paper's way, the masks updated at *every* iteration, which is more than any schedule does.  Target:
+the mean over windows of 20 iterations, spread evenly over the 8000 of a search's trial, as they are
+there: prices, gradients, updates by their draws, and at the end masks that rest.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
 import typer
+from by_hand import before_softmax
+from importers import LIGHT, with_weights
 from onnx import helper, numpy_helper
 from rich.console import Console
-from torch import Tensor
 
 from dns_onnx import report
-from dns_onnx.config import parse_config
+from dns_onnx.attach import to_device
+from dns_onnx.config import Preprocess, parse_config
+from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.importer import import_model
-from dns_onnx.losses import loss
-from dns_onnx.prepare import prepare_run
+from dns_onnx.data import ArrayDataset
+from dns_onnx.prepare import input_specs, prepare_run
+from dns_onnx.probe import TRIAL_ITERATIONS
+from dns_onnx.search import RAMP_SHARE, SURGERY_SHARE, goals
+from dns_onnx.surgery import Surgery
+from dns_onnx.targets import PRICE_EVERY, Descent, TargetSurgery
 
 Shape = tuple[int, ...]
-Net = Callable[[Tensor, list[Tensor]], Tensor]
+Row = dict[str, Any]
 console = Console(soft_wrap=True, highlight=False)
 
 # each layer: weight shape; Conv: (stride, pad, pooled after it)
@@ -48,6 +58,7 @@ ALEXNET = [
     ((4096, 9216), None), ((4096, 4096), None), ((1000, 4096), None),
 ]  # fmt: skip
 NETS = {"lenet5": (LENET5, (1, 28, 28), False), "alexnet": (ALEXNET, (3, 227, 227), True)}
+RESNET = "resnet50"
 
 
 def build(
@@ -88,67 +99,75 @@ def build(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def by_hand(layers: list[tuple[Shape, tuple[int, int, int] | None]], relu_after_conv: bool) -> Net:
-    """The same net as a plain PyTorch function of image and parameters."""
-
-    def net(x: Tensor, p: list[Tensor]) -> Tensor:
-        for i, (_, conv) in enumerate(layers):
-            w, b = p[2 * i], p[2 * i + 1]
-            if conv is None:
-                x = F.linear(x.flatten(1) if x.ndim == 4 else x, w, b)
-            else:
-                x = F.conv2d(x, w, b, stride=conv[0], padding=conv[1])
-            if (conv is None or relu_after_conv) and i < len(layers) - 1:
-                x = F.relu(x)
-            if conv is not None and conv[2]:
-                x = F.max_pool2d(x, conv[2], 2)
-        return x
-
-    return net
-
-
-def measure(
-    name: str, batch: int, rounds: int, device: torch.device
-) -> dict[str, float | str | int]:
-    """Median seconds of both iterations, and their ratio (median over rounds of the pairs')."""
+def model_of(name: str) -> tuple[onnx.ModelProto, Shape, int]:
+    """(the net of a name, shape of its images, number of classes)."""
+    if name == RESNET:
+        light = with_weights(onnx.load(LIGHT / "light_resnet50.onnx"))
+        return free_batch(light).model, (3, 224, 224), 1000
     layers, image, relu = NETS[name]
-    model = build(layers, image, relu)
+    return build(layers, image, relu), image, layers[-1][0][0]
+
+
+def measure(name: str, batch: int, rounds: int, device: torch.device) -> Row:
+    """Median seconds of an iteration of each kind, and the ratios to the dense one.
+
+    rounds: of PRICE_EVERY iterations each.
+    """
+    model, image, classes = model_of(name)
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((batch, *image), np.float32), rng.integers(0, classes, batch)
+    specs = input_specs(model)
+    data = ArrayDataset(specs, {specs[0].name: images}, labels, Preprocess(), "bench")
     config = parse_config(
-        {"train": {"iterations": 10**6}, "solver": {"policy": "fixed", "lr": 1e-4},
-         "surgery": {"c_rate": 1.0, "gamma": 0.0, "iter_stop": 10**6}}, "bench",
+        {"train": {"iterations": 10**7}, "solver": {"policy": "fixed", "lr": 1e-4},
+         "surgery": {"c_rate": 1.0, "gamma": 0.0, "iter_stop": 10**7}}, "bench",
     )  # fmt: skip
-    run = prepare_run(model, import_model(model), config, device, Path("unused"), {}).run
-    x = torch.rand(batch, *image, device=device)
-    y = torch.randint(0, layers[-1][0][0], (batch,), device=device)
-    p = [
-        torch.from_numpy(numpy_helper.to_array(i).copy()).to(device).requires_grad_()
-        for i in model.graph.initializer
-    ]
-    net = by_hand(layers, relu)
-    solver = torch.optim.SGD(p, lr=1e-4, momentum=0.9, weight_decay=5e-4, fused=True)
+    graph = import_model(model)
+    run = prepare_run(model, graph, config, device, data, Path("unused"), {}).run
+    layers = list(run.surgery)
+    stop = int(SURGERY_SHARE * TRIAL_ITERATIONS)
+    descent = Descent(stop, int(RAMP_SHARE * stop))
+    target = TargetSurgery(layers, 0, goals(layers, {}, 0.1), descent)
+    (x,), targets = to_device(data.take(np.arange(batch)), device)
+    plain = import_model(before_softmax(model) if name == RESNET else model).to(device)
+    weights = [w for w in plain.parameters() if w.requires_grad]
+    solver = torch.optim.SGD(
+        weights, lr=1e-4, momentum=0.9, weight_decay=5e-4,
+        fused=True,
+    )  # fmt: skip
 
     def dense(_: int) -> None:
         solver.zero_grad()
-        F.cross_entropy(net(x, p), y).backward()
+        F.cross_entropy(plain(x), targets["labels"]).backward()
         solver.step()
 
-    def surgery(i: int) -> None:
-        run.surgery.step(i)
+    def operated(surgery: Surgery, i: int) -> None:
+        surgery.step(i)
         run.optimizer.torch.zero_grad()
-        loss(run.model(x), y).backward()
-        run.optimizer.step(i, 10**6)
+        run.objective.loss(run.model(x), [x], targets).backward()
+        surgery.listen(i)
+        run.optimizer.step(i, 10**7)
 
-    times: dict[str, list[float]] = {"dense": [], "surgery": []}
-    for i in range(3 + rounds):
-        # the order changes every round, so that neither side always follows the other
-        pair = [("dense", dense), ("surgery", surgery)]
-        for key, step in pair if i % 2 else pair[::-1]:
-            seconds = timed(step, i, device)
-            if i >= 3:
-                times[key].append(seconds)
-    d, s = (statistics.median(times[k]) for k in ("dense", "surgery"))
-    return {"net": name, "parameters": sum(t.numel() for t in p), "batch": batch, "rounds": rounds,
-            "dense_ms": 1e3 * d, "surgery_ms": 1e3 * s, "ratio": s / d}  # fmt: skip
+    steps = {"dense": dense, "thresholds": partial(operated, run.surgery),
+             "target": partial(operated, target)}  # fmt: skip
+    for step in steps.values():
+        for i in range(2):
+            step(i)
+    times = {key: np.zeros((rounds, PRICE_EVERY)) for key in steps}
+    for r in range(rounds):
+        start = int((r + 0.5) * TRIAL_ITERATIONS / rounds) // PRICE_EVERY * PRICE_EVERY
+        for i in range(PRICE_EVERY):
+            # the order changes every time, so that none always follows the same one
+            for key in sorted(steps, key=lambda k: (list(steps).index(k) + r + i) % len(steps)):
+                times[key][r, i] = timed(steps[key], start + i, device)
+    dense_s = float(np.median(times["dense"]))
+    thresholds_s = float(np.median(times["thresholds"]))
+    # not every iteration of target surgery does the same: a mean, without what the machine did
+    target_s = float(np.minimum(times["target"], 2 * np.median(times["target"])).mean())
+    return {"net": name, "parameters": sum(w.numel() for w in weights), "batch": batch,
+            "iterations": rounds * PRICE_EVERY, "dense_ms": 1e3 * dense_s,
+            "thresholds_ms": 1e3 * thresholds_s, "target_ms": 1e3 * target_s,
+            "thresholds": thresholds_s / dense_s, "target": target_s / dense_s}  # fmt: skip
 
 
 def timed(step: Callable[[int], None], i: int, device: torch.device) -> float:
@@ -161,30 +180,36 @@ def timed(step: Callable[[int], None], i: int, device: torch.device) -> float:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="timed pairs of LeNet-5; AlexNet: a tenth")] = 300,
-    alexnet_batch: Annotated[
-        int | None, typer.Option(help="default: 64 on CUDA, 16 on the CPU")
-    ] = None,
+    net: Annotated[str, typer.Option(help=f"one of {', '.join([*NETS, RESNET])}")],
+    batch: Annotated[int, typer.Option(help="rows")] = 64,
+    rounds: Annotated[int, typer.Option(help=f"of {PRICE_EVERY} iterations of each kind")] = 10,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
-    out: Annotated[Path | None, typer.Option(help="write the table there, .md and .json")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the table, .md and .json, in which the net gets its row")
+    ] = None,
 ) -> None:
-    """Time both nets and print the ratios."""
+    """Time a net and print the ratios."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch = alexnet_batch or (64 if device.type == "cuda" else 16)
-    rows = [measure("lenet5", 64, rounds, device),
-            measure("alexnet", batch, max(rounds // 10, 5), device)]  # fmt: skip
-    header = ["net", "parameters", "batch", "rounds", "dense ms", "surgery ms", "ratio"]
+    machine = {**report.machine(), "threads": str(threads)}
+    found = measure(net, batch, rounds, device)
+    rows = [found]
+    if out is not None and out.with_suffix(".json").exists():
+        before = json.loads(out.with_suffix(".json").read_text("utf-8"))
+        if before["machine"] == machine:
+            rows = [r for r in before["rows"] if r["net"] != net] + rows
+    header = ["net", "parameters", "batch", "iterations", "dense ms", "thresholds ms", "target ms",
+              "thresholds / dense", "target / dense"]  # fmt: skip
     lines = [
-        [str(r["net"]), f"{r['parameters']:,}", str(r["batch"]), str(r["rounds"]),
-         f"{r['dense_ms']:.2f}", f"{r['surgery_ms']:.2f}", f"{r['ratio']:.3f}"]
-        for r in rows
+        [r["net"], f"{r['parameters']:,}", str(r["batch"]), str(r["iterations"]),
+         *(f"{r[k]:.2f}" for k in ("dense_ms", "thresholds_ms", "target_ms")),
+         f"{r['thresholds']:.3f}", f"{r['target']:.3f}"]
+        for r in sorted(rows, key=lambda r: r["parameters"])
     ]  # fmt: skip
     text = report.markdown((header, lines))
     console.print(text, markup=False)
     if out is not None:
-        machine = {**report.machine(), "threads": str(threads)}
         where = ", ".join(f"{k} {v}" for k, v in machine.items())
         out.with_suffix(".md").write_text(f"{text}\n\nMeasured with: {where}.\n", "utf-8")
         values = json.dumps({"machine": machine, "rows": rows}, indent=1)

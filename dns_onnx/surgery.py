@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dns_onnx.errors import CheckpointError, TrainingError
 from dns_onnx.granularity import AnyGrain, Blocks, Channels, Elements, NOfM
-from dns_onnx.masks import Masked, chunks, local
+from dns_onnx.masks import SCRATCH, Masked, chunks, local, on_cpu
 
 LOWER_EDGE = 0.9  # a = 0.9 t: a kept entry at or below it is cut
 UPPER_EDGE = 1.1  # b = 1.1 t: a cut entry above it is spliced back
@@ -85,24 +86,24 @@ def prune_and_splice(weight: Tensor, mask: Tensor, a: float | Tensor, b: float |
     """
     weight, mask = local(weight), local(mask)
     # NumPy compares and combines on the CPU more than twice as fast as torch does
-    plain = weight.device.type == "cpu" and weight.dtype != torch.bfloat16
-    if plain:
-        a, b = float(a), float(b)
-    for w, m in chunks(weight, mask):
-        if plain:
-            _cut_and_splice(w.numpy(), m.numpy(), a, b)
-        else:
-            _cut_and_splice(w, m, a, b)
-    if plain:
+    if on_cpu(weight, mask):
+        low, high = float(a), float(b)
+        for w, m in chunks(weight, mask):
+            _cut_and_splice(w.numpy(), m.numpy(), low, high)
         torch.autograd.graph.increment_version(mask)
-
-
-def _cut_and_splice(w: Any, m: Any, a: float | Tensor, b: float | Tensor) -> None:
-    """The rule, in place, on NumPy arrays and on tensors alike."""
-    magnitude = abs(w)
+        return
+    magnitude = weight.abs()
     # as a <= b, "above b, or kept and above a" is the whole rule
-    m &= magnitude > a
-    m |= magnitude > b
+    mask &= magnitude > a
+    mask |= magnitude > b
+
+
+def _cut_and_splice(w: NDArray[np.float32], m: NDArray[np.bool_], a: float, b: float) -> None:
+    """The rule on a chunk: [N] each."""
+    magnitude, above = SCRATCH.floats[: w.size], SCRATCH.flags[: w.size]
+    np.abs(w, out=magnitude)
+    m &= np.greater(magnitude, a, out=above)
+    m |= np.greater(magnitude, b, out=above)
 
 
 class LayerSurgery:

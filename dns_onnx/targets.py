@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dns_onnx.errors import CheckpointError
 from dns_onnx.granularity import Blocks, Channels, Elements
-from dns_onnx.masks import Masked
+from dns_onnx.masks import SCRATCH, Masked, chunks, on_cpu
 from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE, LayerSurgery, Surgery, update_probability
 
 PRICE_EVERY = 20  # iterations between two settings of the thresholds
@@ -32,8 +32,10 @@ LISTEN_EVERY = 5  # iterations between two readings of the gradients
 MEMORY = 0.99  # of F_l, from one reading to the next
 DRAWN_EVERY, DRAWN_MEMORY = 20, 0.95  # the same of drawn gradients, which cost a pass of their own
 FIRST_DRAWN = 10  # readings of those, one after the other, before thresholds can be trusted
-BINS = 1 << 16  # of the histogram that finds a price: each 0.1 % wide
-LOWEST, HIGHEST = -80.0, 20.0  # log2 of the scores that it tells apart
+FINE = 10  # bits of mantissa that the histogram which finds a price tells apart: 0.1 %
+LOWEST, HIGHEST = -80, 20  # log2 of the prices that it tells apart
+BINS = HIGHEST - LOWEST << FINE
+MANTISSA, BIAS = 23, 127  # of a float32: bits of the one, of the exponent the other
 LAYERS_AT_ONCE = 8  # deeper networks are cut group by group
 LEAST_SHARE = 1e-4  # of a layer that is never cut, lest the layer closes
 
@@ -218,8 +220,17 @@ def mean_square_gradient(layer: LayerSurgery) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=layer.tensors[0].weight.device)
     kept = torch.zeros_like(total)
     for holder, mask, _ in layer.parts():
-        if holder.weight.grad is not None:
-            total += (holder.weight.grad.float() * mask).square().sum()
+        grad = holder.weight.grad
+        if grad is None:
+            continue
+        if on_cpu(grad, mask):
+            for g, m in chunks(grad, mask):
+                with np.errstate(invalid="ignore"):  # infinity that is cut: the loss will tell
+                    part = np.multiply(g.numpy(), m.numpy(), out=SCRATCH.floats[: g.numel()])
+                total += float(np.einsum("i,i", part, part))  # not dot: the same on any threads
+                kept += int(np.count_nonzero(m.numpy()))
+        else:
+            total += (grad.float() * mask).square().sum()
             kept += mask.sum()
     return total / kept.clamp_min(1)
 
@@ -236,19 +247,29 @@ def thresholds(
     for layer in layers:
         counts: Tensor | int = 0
         for part in layer.parts():
-            prices = (limits(*part) * scales[layer.key].float()).log2_()
-            counts = counts + part[2].size(part[0].weight) * torch.histc(
-                prices, BINS, LOWEST, HIGHEST
-            )
+            found = histogram(limits(*part) * scales[layer.key].float())
+            counts = counts + part[2].size(part[0].weight) * found
         tops.append(torch.as_tensor(counts).flip(0).cumsum(0).flip(0).expand(BINS))
     # the lowest edge that has no more than the wanted number above it
     price = _edge((torch.stack(tops).sum(0) > wanted).sum())
-    found = []
+    edges = []
     for layer, top in zip(layers, tops, strict=True):
         # the highest price that still leaves the layer its few, also when they shrink
         highest = _edge((top >= least(layer)).sum() - 1) * LOWER_EDGE / UPPER_EDGE
-        found.append(torch.minimum(price, highest) / scales[layer.key])
-    return found
+        edges.append(torch.minimum(price, highest) / scales[layer.key])
+    return edges
+
+
+def histogram(prices: Tensor) -> Tensor:
+    """How many prices lie in each bin: [BINS].
+
+    prices: float32, not negative.  Exponent and first bits of the mantissa number the bins.
+    """
+    bits = prices.flatten().view(torch.int32) >> (MANTISSA - FINE)
+    bins = (bits - (LOWEST + BIAS << FINE)).clamp_(0, BINS - 1)
+    if bins.device.type == "cpu":
+        return torch.bincount(bins, minlength=BINS)
+    return torch.histc(bins.float(), BINS, 0, BINS)  # bincount would wait for the device
 
 
 def limits(holder: Masked, mask: Tensor, grain: Elements | Blocks | Channels) -> Tensor:
@@ -259,7 +280,8 @@ def limits(holder: Masked, mask: Tensor, grain: Elements | Blocks | Channels) ->
 
 def _edge(index: Tensor) -> Tensor:
     """The lower edge of a bin of the histogram, a price."""
-    return torch.exp2(LOWEST + index.double() * (HIGHEST - LOWEST) / BINS)
+    bits = index.to(torch.int32) + (LOWEST + BIAS << FINE) << (MANTISSA - FINE)
+    return bits.view(torch.float32).double()
 
 
 def keep_dearest(layers: Sequence[LayerSurgery], scales: Mapping[str, Tensor], wanted: int) -> None:
