@@ -22,8 +22,9 @@ Array = np.ndarray[Any, Any]
 Run = Callable[[], Any]
 
 SEED = 0
-# a contender's turn: runs that warm the caches and let the others' threads go to rest; counted runs
-WARMING, COUNTED, TURN_SECONDS = 2, 3, 2e-3  # the last two: at least both
+# a contender's turn: runs that warm the caches, then counted ones, at least so many and so long
+WARMING, COUNTED, TURN_SECONDS = 2, 3, 2e-3
+REST_SECONDS = 0.1  # before a turn: threads of an ONNX Runtime session wait awake for 0.05 s
 LEAST_ROUNDS = 3
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -87,10 +88,11 @@ def turn(run: Run, clock: str) -> float:
 Rounds = dict[str, list[float]]
 
 
-def in_turn(turns: Mapping[str, Callable[[], float]], seconds: float) -> Rounds:
+def in_turn(turns: Mapping[str, Callable[[], float]], seconds: float, rest: float = 0.0) -> Rounds:
     """Milliseconds of each contender in each round, until the time is up.
 
     Each round has an order of its own, so that none always follows the same one.
+    rest: seconds before each turn.
     """
     times: Rounds = {name: [] for name in turns}
     order, rng = list(turns), random.Random(SEED)
@@ -98,6 +100,7 @@ def in_turn(turns: Mapping[str, Callable[[], float]], seconds: float) -> Rounds:
     while time.perf_counter() < end or len(times[order[0]]) < LEAST_ROUNDS:
         rng.shuffle(order)
         for name in order:
+            time.sleep(rest)
             times[name].append(turns[name]())
     return times
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +144,10 @@ PAPER = (0.54, 0.41, 0.29, 0.32, 0.32, 0.037, 0.066, 0.046)
 
 @dataclass(frozen=True)
 class Net:
-    """One net at one density.  dense: the model, zeros in place.  shape: of its input."""
+    """One net at one density.  dense: makes the model, zeros in place.  shape: of its input."""
 
     name: str
-    dense: onnx.ModelProto
+    dense: Callable[[], onnx.ModelProto]
     shape: tuple[int, ...]
 
 
@@ -155,17 +156,20 @@ def nets(names: Sequence[str], data: Path | None, only: str = "") -> Iterator[Ne
     for name in names:
         if name == "lenet":
             for file in ("lenet300100_dns", "lenet5_dns") if data else ():
-                yield _named(file, onnx.load(data / "models" / "dns_paper" / f"{file}.onnx"))
+                dns = onnx.load(data / "models" / "dns_paper" / f"{file}.onnx")
+                yield Net(file, lambda dns=dns: dns, _input_shape(dns))  # type: ignore[misc]
             continue
         if name == "squeezenet" and not data:
             continue
         levels: list[tuple[str, Sequence[float]]] = [(f"{d:.1%}", [d]) for d in DENSITIES]
         if name == "alexnet":
             levels.append(("paper", PAPER))
-        dense = _with_weights(_source(name, data))
+        source = _source(name, data)
+        dense = cache(lambda source=source: _with_weights(source))
         for label, densities in levels:
             if only in f"{name} {label}":
-                yield _named(f"{name} {label}", prune(dense, densities))
+                made = partial(_pruned_net, dense, densities)
+                yield Net(f"{name} {label}", made, _input_shape(source))
 
 
 def _source(name: str, data: Path | None) -> onnx.ModelProto:
@@ -178,11 +182,17 @@ LIGHT_NAMES = {"alexnet": "bvlc_alexnet", "vgg19": "vgg19", "resnet50": "resnet5
 NETS = (*LIGHT_NAMES, "squeezenet", "lenet")
 
 
-def _named(name: str, dense: onnx.ModelProto) -> Net:
-    held = {tensor.name for tensor in dense.graph.initializer}
-    source = next(value for value in dense.graph.input if value.name not in held)
+def _pruned_net(
+    dense: Callable[[], onnx.ModelProto], densities: Sequence[float]
+) -> onnx.ModelProto:
+    return prune(dense(), densities)
+
+
+def _input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
+    held = _names(model)
+    source = next(value for value in model.graph.input if value.name not in held)
     dims = source.type.tensor_type.shape.dim
-    return Net(name, dense, tuple(dim.dim_value or 1 for dim in dims))
+    return tuple(dim.dim_value or 1 for dim in dims)
 
 
 def prune(model: onnx.ModelProto, densities: Sequence[float]) -> onnx.ModelProto:

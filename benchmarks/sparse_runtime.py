@@ -32,6 +32,7 @@ import numpy as np
 import onnx
 from contenders import (
     CLOCKS,
+    REST_SECONDS,
     SEED,
     Child,
     Rounds,
@@ -81,7 +82,8 @@ def compare(
         }
         for peer, child in children.items():
             turns[peer] = lambda child=child: child.turn(options.clock)  # type: ignore[misc]
-        for who, values in in_turn(turns, options.seconds / options.sessions).items():
+        rest = 0.0 if threads == 1 else REST_SECONDS
+        for who, values in in_turn(turns, options.seconds / options.sessions, rest).items():
             times.setdefault(who, []).extend(values)
         order.append(order.pop(0))
         runs, turns = {}, {}  # their memory goes before the next ones take theirs
@@ -119,13 +121,22 @@ def measure_layer(
     return row
 
 
+def files(net: Net, folder: Path) -> tuple[Path, Path]:
+    """The net's dense and sparse file, made unless the folder has them."""
+    stem = folder / net.name.replace(" ", "_")
+    dense, sparse = stem.with_name(f"{stem.name}_dense.onnx"), stem.with_name(f"{stem.name}.onnx")
+    if not sparse.exists():
+        model = net.dense()
+        onnx.save(model, dense)
+        convert(model, "csr", sparse)
+    return dense, sparse
+
+
 def measure_net(
     net: Net, threads: int, children: Children, options: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
     """Medians of one net; `choice`: what the session chose, `load_s`: how long it took."""
-    dense, sparse = folder / "dense.onnx", folder / "sparse.onnx"
-    onnx.save(net.dense, dense)
-    convert(net.dense, "csr", sparse)
+    dense, sparse = files(net, folder)
     x = sample(net.shape)
     start = time.perf_counter()
     notes: SessionNotes = session(sparse, [CPU], native="require", threads=threads).dns_onnx
@@ -176,8 +187,14 @@ def rows(options: argparse.Namespace, children: Children, folder: Path) -> Itera
                 if options.only in layer.name:
                     yield measure_layer(layer, threads, children, options, folder)
     for net in nets(options.nets, options.data, options.only):
+        if options.prepare:
+            files(net, folder)
+            continue
         for threads in options.threads:
             yield measure_net(net, threads, children, options, folder)
+        if options.folder is None:
+            for file in folder.iterdir():
+                file.unlink()
 
 
 def main() -> None:
@@ -204,6 +221,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="layers and nets whose name holds this text")
     parser.add_argument("--openvino", metavar="PYTHON", help="interpreter that has openvino")
     parser.add_argument("--deepsparse", metavar="PYTHON", help="interpreter that has deepsparse")
+    parser.add_argument("--folder", type=Path, help="keep the nets' files there, and reuse them")
+    parser.add_argument("--prepare", action="store_true", help="only make the nets' files")
     parser.add_argument("--json", type=Path, help="write the medians there")
     options = parser.parse_args()
 
@@ -216,8 +235,8 @@ def main() -> None:
         "ours is"
     )
     done = []
-    with tempfile.TemporaryDirectory() as folder:
-        for row in rows(options, children, Path(folder)):
+    with tempfile.TemporaryDirectory() as temporary:
+        for row in rows(options, children, options.folder or Path(temporary)):
             done.append(row)
             print(line(row, peak), flush=True)
     if options.json:

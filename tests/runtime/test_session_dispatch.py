@@ -158,7 +158,7 @@ def test_candidate_must_gain_in_most_pairs(
     monkeypatch.setattr(dispatch, "_SECONDS", 0.0)
     # a turn is a run that does not count and one that does
     sessions: list[Any] = [Timed(6.0), Timed(*sparse)]
-    assert dispatch._ratio(*sessions, {}, lambda: Timed.now) == ratio
+    assert dispatch._ratio(*sessions, {}, lambda: Timed.now, 0.0) == ratio
 
 
 def test_net_with_free_axes_is_not_measured(layer: Any) -> None:
