@@ -6,7 +6,7 @@ DIR of --data holds models/ and data/ (DNS_ONNX_DATA).  Every net is `dns-onnx c
 --train DATA --eval DATA --max-drop D` with a batch and iterations that there is time for; solver,
 learning rate and thresholds are found by the search.  Rows come from real_inputs.py; those for
 evaluation are read once, at the end.  A run that is finished is not run again, and one that was
-stopped goes on.
+stopped goes on.  --one-cut stops before any training, at the compression that one cut reaches.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def main(
     work: Annotated[Path, typer.Option(help="inputs and runs, to go on from")],
     net: Annotated[list[str] | None, typer.Option(help="only these")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="default: 0")] = None,
+    one_cut: Annotated[bool, typer.Option("--one-cut", help="without training")] = False,
     out: Annotated[Path | None, typer.Option(help="write the table there, .md and .json")] = None,
 ) -> None:
     """Search once for each net and seed, and print the table of all that are finished."""
@@ -76,33 +77,35 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     for number in seed or [0]:
         for name in net or list(NETS):
-            done = work / f"{name}-{number}.json"
+            done = work / f"{name}-{'cut' if one_cut else 'search'}-{number}.json"
             if not done.exists():
-                row = search(name, number, data, work)
+                row = search(name, number, data, work, one_cut)
                 done.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
             write(finished(work), out)
     console.print(table(finished(work)), markup=False)
 
 
-def search(name: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
+def search(name: str, seed: int, data: Path, work: Path, one_cut: bool) -> dict[str, Any]:
     """One search; all that the table and its reader need of it."""
+    out = work / f"{name}-{'cut' if one_cut else 'search'}-{seed}.onnx"
     train, held = rows_of(name, data, work / "inputs" / name)
     console.print(f"{name}, seed {seed}", markup=False)
     result = compress(
-        data / "models" / f"{name}.onnx", work / f"{name}-{seed}.onnx", train=train, eval=held,
-        config=settings(NETS[name], seed), max_drop=NETS[name].drop, device="cpu", resume=True,
-        observe=say_progress, tell=say_found, bench_seconds=0.2,
+        data / "models" / f"{name}.onnx", out, train=train, eval=held,
+        config=settings(NETS[name], seed, one_cut), max_drop=NETS[name].drop, device="cpu",
+        resume=True, observe=say_progress, tell=say_found, bench_seconds=0.2,
     )  # fmt: skip
     return row_of(name, seed, result, work)
 
 
-def settings(net: Net, seed: int) -> Config:
-    """What the run is told."""
+def settings(net: Net, seed: int, one_cut: bool) -> Config:
+    """What the run is told; one cut needs no solver."""
     values: dict[str, Any] = {
         "seed": seed,
         "data": {"batch": net.batch, **net.settings.get("data", {})},
         "train": {"iterations": net.iterations, "log_every": max(net.iterations // 4, 1)},
-        "target": {"trials": TRIALS},
+        "target": {"trials": 1 if one_cut else TRIALS},
+        **({"solver": {"type": "sgd"}} if one_cut else {}),
     }
     values |= {name: table for name, table in net.settings.items() if name != "data"}
     return parse_config(values, "real_networks")
@@ -144,7 +147,7 @@ def row_of(name: str, seed: int, result: Result, work: Path) -> dict[str, Any]:
 def finished(work: Path) -> list[dict[str, Any]]:
     """All rows there are, by net, then by seed."""
     rows = [json.loads(p.read_text("utf-8")) for name in NETS for p in work.glob(f"{name}-*.json")]
-    return sorted(rows, key=lambda r: (list(NETS).index(r["net"]), r["seed"]))
+    return sorted(rows, key=lambda r: (list(NETS).index(r["net"]), r["trials"] > 1, r["seed"]))
 
 
 def say_progress(progress: Progress) -> None:
@@ -171,13 +174,13 @@ def say_found(found: Trial | Reference | Probe) -> None:
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """A line for each net; several seeds as a range."""
-    header = ["net", "learned from", "seeds", "zeros", "compression", "one cut", "metric",
+    header = ["net", "learned from", "seeds", "zeros", "compression", "of which one cut", "metric",
               "original", "pruned", "drop", "budget", "bytes", "`csr` bytes", "solver",
-              "batch x iterations x trials", "seconds"]  # fmt: skip
+              "trained: batch x iterations x trials", "seconds"]  # fmt: skip
     lines = []
     found = list(rows)
-    for name in dict.fromkeys(r["net"] for r in found):
-        of = [r for r in found if r["net"] == name]
+    for name, trained in dict.fromkeys((r["net"], r["trials"] > 1) for r in found):
+        of = [r for r in found if (r["net"], r["trials"] > 1) == (name, trained)]
         one = of[0]
         lines.append([
             name, NETS[name].teaches, str(len(of)),
@@ -188,8 +191,9 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             span([100 * r["after"] for r in of], ".2f", " %"),
             span([r["drop"] for r in of], "+.2f"), f"{one['budget']:g}",
             f"{one['original_bytes']:,}", span([r["csr_bytes"] for r in of], ",.0f"),
-            ", ".join(dict.fromkeys(told(r["solver"]) for r in of)),
-            f"{one['batch']} x {one['iterations']} x {span([r['trials'] for r in of], '.0f')}",
+            ", ".join(dict.fromkeys(told(r["solver"]) for r in of)) if trained else "one cut",
+            f"{one['batch']} x {one['iterations']} x {span([r['trials'] - 1 for r in of], '.0f')}"
+            if trained else "none",
             span([r["seconds"] for r in of], ".0f"),
         ])  # fmt: skip
     return report.markdown((header, lines))
