@@ -25,11 +25,11 @@ OURS = "surgery (ours)"
 ONE_SHOT = {"SparseGPT-like, one-shot", "onnxsim, one-shot"}  # no training afterwards
 METHODS = {
     OURS: ("-",),
-    "gradual magnitude": ("global", "layer by layer"),
+    "gradual magnitude": ("global",),
     "one-shot magnitude, fine-tuned": ("global", "layer by layer"),
-    "SparseGPT-like, fine-tuned": ("blocks of 128", "one block", "one block, uneven"),
-    "SparseGPT-like, one-shot": ("blocks of 128", "one block", "one block, uneven"),
-    "onnxsim, fine-tuned": ("magnitude", "global", "wanda", "sparsegpt"),
+    "SparseGPT-like, fine-tuned": ("blocks of 128", "one block, uneven"),
+    "onnxsim, fine-tuned": ("global", "sparsegpt"),
+    "SparseGPT-like, one-shot": ("blocks of 128", "one block, uneven"),
     "onnxsim, one-shot": ("magnitude", "global", "wanda", "sparsegpt"),
 }
 CALIBRATION_ROWS = 1024
