@@ -48,7 +48,15 @@ struct PatchLayout {
 
   int64_t lanes_of_image = 1;  // its blocks, and what fills the last group of a large image
 
+  std::vector<int32_t> held;  // rows of held_step(): no column, then for each block those of its
+                              // columns that the map holds (see LaneWindow)
+
   int64_t blocks_of_image() const { return axis[0].blocks * axis[1].blocks; }
+  int64_t held_step() const { return axis[1].reach + kHeldSlack; }
+  // whether windows are read from the maps as they lie; strided and folded ones are staged first
+  bool reads_maps() const {
+    return plane.in_place && plane.stride[0] == 1 && plane.stride[1] == 1;
+  }
 };
 
 // The map of one image and channel, null where it lies in the padding; and where sums go.
@@ -89,6 +97,10 @@ class PatchSurface final : public Surface {
   struct Region;
   Lane lane(int64_t index) const;
   Region region(const Lane& first, const Lane& last) const;
+  void lanes_of(int64_t group, int64_t count, Lane* lanes) const;
+  bool neighbours(const Lane* lanes, int64_t count, int64_t own, int32_t* next) const;
+  void pack_windows(const Layout& layout, const PackJob& job) const;
+  void pack_staged(const Layout& layout, const PackJob& job) const;
   void stage(const Region& region, int64_t channel, float* staging) const;
 
   const Maps& maps_;

@@ -242,8 +242,10 @@ class Fuzzer {
     const Activation activation = random_activation();
     const std::vector<float> residual = floats(out);
     const bool adds = below(2) == 0;
-    conv.run(parallel, input, x.data(), bias.data(), adds ? residual.data() : nullptr, activation,
-             y.data());
+    for (int64_t runs = below(4) == 0 ? 5 : 1; runs > 0; --runs) {  // later ones know the threads
+      conv.run(parallel, input, x.data(), bias.data(), adds ? residual.data() : nullptr, activation,
+               y.data());
+    }
     // with an input of ones, a sum lies within what its filter's entries allow
     for (size_t i = 0; i < y.size(); ++i) {
       const size_t r = i / (y.size() / static_cast<size_t>(output[0] * output[1])) %

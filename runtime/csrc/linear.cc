@@ -33,13 +33,13 @@ class RowSurface final : public Surface {
               const float* sums, const Finish& finish) const override {
     const int lanes = layout.family->lanes;
     for (int c = 0; c < layout.tile->columns; ++c) {
-      float* target[kMostLanes];
+      LaneTarget targets[kMostLanes];
       for (int lane = 0; lane < lanes; ++lane) {
         const int64_t row = group * layout.sums() + c * lanes + lane;
-        target[lane] = row < m_ ? y_ + row * n_ + first : nullptr;
+        targets[lane] = {y_ + row * n_ + first, nullptr, row < m_ ? 1 : 0, last - first};
       }
-      layout.family->scatter({sums + c * lanes, 0, 1, last - first, layout.sums(), target, 0,
-                               finish.get(), nullptr});
+      layout.family->scatter({sums + c * lanes, 0, 0, layout.sums(), 1, 1, last - first, targets, 0,
+                              0, finish.get()});
     }
   }
 

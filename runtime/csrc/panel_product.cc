@@ -1,7 +1,6 @@
 #include "panel_product.h"
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 
 namespace dns_onnx {
@@ -12,13 +11,16 @@ constexpr int64_t kMiddleBytes = 512 << 10;  // of a second-level cache
 constexpr int64_t kMostRowsOfTask = 256;
 constexpr int64_t kTasks = 16;  // wanted at least, so that several threads have work
 constexpr int64_t kPackTasks = 16;
+constexpr int kProbes = 3;               // runs that count the host's threads
+constexpr double kLeastShare = 0.75;     // of the threads' time that whole groups must fill
 
 // cycles; measured on Zen 4 with benchmarks/sparse_runtime.py
-constexpr double kEntryCycles = 1.5, kRowCycles = 8.0;
+constexpr double kEntryCycles = 1.3, kRowCycles = 6.0;
 // reading maps as they lie: across cache lines, or less than a line at a time
 constexpr double kCrossing = 1.7, kNarrow = 1.3;
 constexpr int64_t kLineFloats = 16;
 constexpr double kMiddleBytesPerCycle = 24.0, kFarBytesPerCycle = 12.0;
+constexpr double kSumBytesPerCycle = 42.0;  // read and written
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -44,7 +46,7 @@ Blocking blocking(const PanelWeights& weights, const Layout& layout, int64_t cha
   const auto blocks = static_cast<double>(ceil_div(weights.channels, channels));
   // a row touches a block only if it stores something there
   const double visits = std::min(rows * blocks, nnz + rows);
-  const double keep = blocks > 1 ? 2.0 * sums * vector_bytes / kMiddleBytesPerCycle : sums * 0.5;
+  const double keep = blocks > 1 ? 2.0 * sums * vector_bytes / kSumBytesPerCycle : sums * 0.5;
   return {channels,
           nnz * (sums * load + kEntryCycles) + visits * keep + rows * blocks * kRowCycles};
 }
@@ -132,63 +134,99 @@ struct PanelProduct::Task {
 void PanelProduct::run(Parallel& parallel, const Surface& surface, const float* start,
                        const Finish& finish, Scratch& scratch) const {
   const Task task{start, finish};
-  std::atomic<bool> failed{false};
-  if (layout_.groups >= kManyGroups) {
-    auto whole = [&](size_t group) {
-      if (!group_at_once(static_cast<int64_t>(group), surface, task, scratch)) failed = true;
-    };
-    parallel.run(static_cast<size_t>(layout_.groups), whole);
-  } else {
-    const Scratch::Lease panels(scratch, panel_floats() * static_cast<size_t>(layout_.groups));
-    if (panels.data() == nullptr) throw Error("dns_onnx: out of memory; use a smaller batch");
-    const int64_t step = ceil_div(channels_, kPackTasks);
-    auto pack = [&](size_t index) {
-      const int64_t first = static_cast<int64_t>(index) * step;
-      const Scratch::Lease staging(scratch, static_cast<size_t>(layout_.staging));
-      if (staging.data() == nullptr) {
-        failed = true;
-        return;
-      }
-      surface.pack(layout_, {0, layout_.groups, first, std::min(channels_, first + step),
-                             panels.data() + first * layout_.channel_floats,
-                             static_cast<int64_t>(panel_floats()), staging.data()});
-    };
-    parallel.run(static_cast<size_t>(ceil_div(channels_, step)), pack);
-    const int64_t chunks = ceil_div(rows_, chunk_);
-    auto multiply = [&](size_t index) {
-      const int64_t group = static_cast<int64_t>(index) / chunks;
-      const int64_t first = static_cast<int64_t>(index) % chunks * chunk_;
-      const Scratch::Lease sums(scratch, static_cast<size_t>(chunk_ * layout_.sums()));
-      if (sums.data() == nullptr || failed) {
-        failed = true;
-        return;
-      }
-      rows_of_group(group, first, std::min(rows_, first + chunk_),
-                    panels.data() + static_cast<size_t>(group) * panel_floats(), sums.data(),
-                    surface, task);
-    };
-    parallel.run(static_cast<size_t>(layout_.groups * chunks), multiply);
-  }
-  if (failed) throw Error("dns_onnx: out of memory; use a smaller batch");
+  const bool done = at_once() ? by_groups(parallel, surface, task, scratch)
+                              : by_phases(parallel, surface, task, scratch);
+  if (!done) throw Error("dns_onnx: out of memory; use a smaller batch");
 }
 
-// One task packs a panel and uses it while it is warm.  Returns false where memory runs out.
+// Whether whole groups keep all threads busy.  The host does not tell how many it has, so a few
+// runs count how many tasks are under way at the same time.
+bool PanelProduct::at_once() const {
+  if (layout_.groups >= kManyGroups) return true;
+  if (crowd_.runs.fetch_add(1, std::memory_order_relaxed) < kProbes) return false;
+  const int64_t threads = std::max(1, crowd_.most.load(std::memory_order_relaxed));
+  const int64_t turns = ceil_div(layout_.groups, threads);
+  return static_cast<double>(layout_.groups) >= kLeastShare * static_cast<double>(turns * threads);
+}
+
+bool PanelProduct::by_groups(Parallel& parallel, const Surface& surface, const Task& task,
+                             Scratch& scratch) const {
+  std::atomic<bool> failed{false};
+  auto whole = [&](size_t group) {
+    const Crowd::Member member(crowd_);
+    if (!group_at_once(static_cast<int64_t>(group), surface, task, scratch)) failed = true;
+  };
+  parallel.run(static_cast<size_t>(layout_.groups), whole);
+  return !failed;
+}
+
+// Packs all panels, then shares out the rows.
+bool PanelProduct::by_phases(Parallel& parallel, const Surface& surface, const Task& task,
+                             Scratch& scratch) const {
+  const Scratch::Lease panels(scratch, panel_floats() * static_cast<size_t>(layout_.groups));
+  if (panels.data() == nullptr) return false;
+  std::atomic<bool> failed{false};
+  const int64_t step = ceil_div(channels_, kPackTasks);
+  auto pack = [&](size_t index) {
+    const Crowd::Member member(crowd_);
+    const int64_t first = static_cast<int64_t>(index) * step;
+    const Scratch::Lease staging(scratch, static_cast<size_t>(layout_.staging));
+    if (staging.data() == nullptr) {
+      failed = true;
+      return;
+    }
+    surface.pack(layout_, {0, layout_.groups, first, std::min(channels_, first + step),
+                           panels.data() + first * layout_.channel_floats,
+                           static_cast<int64_t>(panel_floats()), staging.data()});
+  };
+  parallel.run(static_cast<size_t>(ceil_div(channels_, step)), pack);
+  const int64_t chunks = ceil_div(rows_, chunk_);
+  auto multiply = [&](size_t index) {
+    const Crowd::Member member(crowd_);
+    const int64_t group = static_cast<int64_t>(index) / chunks;
+    const int64_t first = static_cast<int64_t>(index) % chunks * chunk_;
+    const int64_t last = std::min(rows_, first + chunk_);
+    const Scratch::Lease sums(scratch, static_cast<size_t>(chunk_ * layout_.sums()));
+    if (sums.data() == nullptr || failed) {
+      failed = true;
+      return;
+    }
+    const float* panel = panels.data() + static_cast<size_t>(group) * panel_floats();
+    for (int64_t b = 0; b < blocks_; ++b, panel += layout_.block * layout_.channel_floats) {
+      block_of_rows(b, first, last, panel, sums.data(), task);
+    }
+    surface.unpack(layout_, group, first, last, sums.data(), task.finish);
+  };
+  if (!failed) parallel.run(static_cast<size_t>(layout_.groups * chunks), multiply);
+  return !failed;
+}
+
+// One task packs the panel block by block, and uses each block while it is in the nearest cache.
+// Returns false where memory runs out.
 bool PanelProduct::group_at_once(int64_t group, const Surface& surface, const Task& task,
                                  Scratch& scratch) const {
-  const Scratch::Lease panel(scratch, panel_floats());
-  const Scratch::Lease rest(
-      scratch, static_cast<size_t>(std::max(layout_.staging, chunk_ * layout_.sums())));
-  if (panel.data() == nullptr || rest.data() == nullptr) return false;
-  surface.pack(layout_, {group, group + 1, 0, channels_, panel.data(), 0, rest.data()});
-  for (int64_t first = 0; first < rows_; first += chunk_) {
-    rows_of_group(group, first, std::min(rows_, first + chunk_), panel.data(), rest.data(), surface,
-                  task);
+  const Scratch::Lease panel(scratch, static_cast<size_t>(layout_.block * layout_.channel_floats));
+  const Scratch::Lease staging(scratch, static_cast<size_t>(layout_.staging));
+  const int64_t parts = ceil_div(rows_ * layout_.sums() * 4, kMiddleBytes);
+  const int64_t step = ceil_div(rows_, parts);
+  const Scratch::Lease sums(scratch, static_cast<size_t>(step * layout_.sums()));
+  if (panel.data() == nullptr || staging.data() == nullptr || sums.data() == nullptr) return false;
+  for (int64_t first = 0; first < rows_; first += step) {
+    const int64_t last = std::min(rows_, first + step);
+    for (int64_t b = 0; b < blocks_; ++b) {
+      const int64_t channel = b * layout_.block;
+      const int64_t end = std::min(channels_, channel + layout_.block);
+      surface.pack(layout_, {group, group + 1, channel, end, panel.data(), 0, staging.data()});
+      block_of_rows(b, first, last, panel.data(), sums.data(), task);
+    }
+    surface.unpack(layout_, group, first, last, sums.data(), task.finish);
   }
   return true;
 }
 
-void PanelProduct::rows_of_group(int64_t group, int64_t first, int64_t last, const float* panel,
-                                 float* sums, const Surface& surface, const Task& task) const {
+// panel: where the block's first channel lies.
+void PanelProduct::block_of_rows(int64_t block, int64_t first, int64_t last, const float* panel,
+                                 float* sums, const Task& task) const {
   TileJob job{};
   job.entries = entries_.data();
   job.rows = last - first;
@@ -196,13 +234,10 @@ void PanelProduct::rows_of_group(int64_t group, int64_t first, int64_t last, con
   job.start = task.start == nullptr ? nullptr : task.start + first;
   job.sums = sums;
   job.sums_step = layout_.sums();
-  for (int64_t b = 0; b < blocks_; ++b) {
-    job.panel = panel + b * layout_.block * layout_.channel_floats;
-    job.segments = segments_.data() + b * rows_ + first;
-    job.resume = b > 0;
-    layout_.tile->run(job);
-  }
-  surface.unpack(layout_, group, first, last, sums, task.finish);
+  job.panel = panel;
+  job.segments = segments_.data() + block * rows_ + first;
+  job.resume = block > 0;
+  layout_.tile->run(job);
 }
 
 void PanelProduct::run_direct(Parallel& parallel, const DirectMaps& maps, const float* start,

@@ -7,6 +7,7 @@
 // computes; its *panel* holds what they read, channel by channel.
 #pragma once
 
+#include <atomic>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -46,8 +47,8 @@ struct PackJob {
   float* staging;        // Layout::staging floats to work in
 };
 
-// From so many groups on, each is packed and used by one task; fewer are packed first, all
-// together.
+// From so many groups on, each is packed and used by one task; fewer may be packed first, all
+// together, so that several threads share a group.
 constexpr int64_t kManyGroups = 16;
 
 // What happens to the sums of a row on their way out.
@@ -98,6 +99,28 @@ struct PanelWeights {
 // Picks layout.block; returns the estimated cycles of one run, on one thread.
 double choose_block(const PanelWeights& weights, Layout& layout);
 
+// Counts the tasks that are under way at the same time.
+struct Crowd {
+  std::atomic<int> runs{0}, now{0}, most{0};
+
+  class Member {
+   public:
+    explicit Member(Crowd& crowd) : crowd_(crowd) {
+      const int now = crowd_.now.fetch_add(1, std::memory_order_relaxed) + 1;
+      int most = crowd_.most.load(std::memory_order_relaxed);
+      while (now > most &&
+             !crowd_.most.compare_exchange_weak(most, now, std::memory_order_relaxed)) {
+      }
+    }
+    ~Member() { crowd_.now.fetch_sub(1, std::memory_order_relaxed); }
+    Member(const Member&) = delete;
+    Member& operator=(const Member&) = delete;
+
+   private:
+    Crowd& crowd_;
+  };
+};
+
 // A layout with the weights sorted for it; built once for each input shape.
 class PanelProduct {
  public:
@@ -114,10 +137,15 @@ class PanelProduct {
  private:
   struct Task;
   void sort_weights(const PanelWeights& weights);
+  bool at_once() const;
+  bool by_groups(Parallel& parallel, const Surface& surface, const Task& task,
+                 Scratch& scratch) const;
+  bool by_phases(Parallel& parallel, const Surface& surface, const Task& task,
+                 Scratch& scratch) const;
   bool group_at_once(int64_t group, const Surface& surface, const Task& task,
                      Scratch& scratch) const;
-  void rows_of_group(int64_t group, int64_t first, int64_t last, const float* panel, float* sums,
-                     const Surface& surface, const Task& task) const;
+  void block_of_rows(int64_t block, int64_t first, int64_t last, const float* panel, float* sums,
+                     const Task& task) const;
   void direct_rows(const DirectMaps& maps, int64_t index, const Task& task) const;
   size_t panel_floats() const;
 
@@ -127,6 +155,7 @@ class PanelProduct {
   int64_t chunk_;                  // rows of one task
   std::vector<Entry> entries_;     // by block, then by row
   std::vector<int64_t> segments_;  // [blocks * rows + 1]
+  mutable Crowd crowd_;
 };
 
 // What a layer has worked out for the input shapes it saw lately.

@@ -12,7 +12,8 @@ namespace {
 
 const Tile kTiles[] = {DNS_ONNX_TILES_16(Avx)};
 const Family kFamilies[] = {
-    {8, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Avx>, scatter<Avx>, finish<Avx>, touch}};
+    {8, 8, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Avx>, gather_windows<Avx>,
+     scatter<Avx>, finish<Avx>, touch}};
 
 }  // namespace
 

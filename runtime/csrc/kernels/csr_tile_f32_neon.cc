@@ -9,9 +9,10 @@ namespace {
 
 #include "tile_f32.inc"
 
-struct Neon : PlainTranspose<4>, WholeVectors {
-  static constexpr int kLanes = 4;
+struct Neon : PlainSquare<Neon>, WholeVectors {
+  using PlainSquare<Neon>::kLanes;
   using Register = float32x4_t;
+  static constexpr bool kOneLoad = false;
   using Square = Neon;
   static Register zero() { return vdupq_n_f32(0.0F); }
   static Register broadcast(const float* p) { return vld1q_dup_f32(p); }
@@ -25,7 +26,8 @@ struct Neon : PlainTranspose<4>, WholeVectors {
 
 const Tile kTiles[] = {DNS_ONNX_TILES_32(Neon)};
 const Family kFamilies[] = {
-    {4, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Neon>, scatter<Neon>, finish<Neon>, touch}};
+    {4, 4, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Neon>, gather_windows<Neon>,
+     scatter<Neon>, finish<Neon>, touch}};
 
 }  // namespace
 

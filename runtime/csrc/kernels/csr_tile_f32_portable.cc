@@ -7,9 +7,10 @@ namespace {
 
 #include "tile_f32.inc"
 
-struct Vector4 : PlainTranspose<4>, WholeVectors {
-  static constexpr int kLanes = 4;
+struct Vector4 : PlainSquare<Vector4>, WholeVectors {
+  using PlainSquare<Vector4>::kLanes;
   typedef float Register __attribute__((vector_size(16)));
+  static constexpr bool kOneLoad = false;
   using Square = Vector4;
   static Register zero() { return Register{}; }
   static Register broadcast(const float* p) { return Register{*p, *p, *p, *p}; }
@@ -27,7 +28,8 @@ struct Vector4 : PlainTranspose<4>, WholeVectors {
 
 const Tile kTiles[] = {DNS_ONNX_TILES_16(Vector4)};
 const Family kFamilies[] = {
-    {4, 1.0F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Vector4>, scatter<Vector4>, finish<Vector4>, touch}};
+    {4, 4, 1.0F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Vector4>, gather_windows<Vector4>,
+     scatter<Vector4>, finish<Vector4>, touch}};
 
 }  // namespace
 

@@ -67,28 +67,55 @@ struct FinishJob {
   float* to;
 };
 
-// target[lane][row * target_row + i] = in[row * in_row + i * in_step + lane] for i < count and
-// every target that is not null; finished where `activation` is given, with what residual[lane]
-// holds in the same place.
+// One lane's neighbourhood within maps that may be smaller.
+struct LaneWindow {
+  const float* from;    // its first line and column in the first map; may lie outside
+  const int32_t* held;  // for each column -1 where the maps hold it, else 0; then kHeldSlack zeros
+};
+constexpr int64_t kHeldSlack = 8;
+
+// out[map * out_map + (line * columns + i) * lanes + lane] = the lane's window at (line, i) of each
+// map, 0 where the map does not hold it.
+struct WindowJob {
+  const LaneWindow* windows;  // one for each lane
+  int64_t maps, map_step;     // how many, and floats from map to map
+  int64_t lines, line_step;
+  int64_t columns;
+  // From column `own` on, column i of a lane is column i - block of lane next[lane], or 0 where
+  // that is -1.
+  int64_t own, block;
+  const int32_t* next;
+  float* out;
+  int64_t out_map;
+};
+
+// Where one lane's sums go: the first row's first line.
+struct LaneTarget {
+  float* to;
+  const float* residual;  // added before the activation; null for 0
+  int64_t lines, columns;  // of the lane's block that exist
+};
+
+// lanes[lane].to[row * to_row + line * to_line + i] =
+//     in[row * in_row + line * in_line + i * in_step + lane], finished where `activation` is given.
 struct ScatterJob {
   const float* in;
-  int64_t in_row;
-  int64_t rows;
-  int64_t count;
-  int64_t in_step;
-  float* const* target;  // one for each lane
-  int64_t target_row;
-  const Activation* activation;    // null for none
-  const float* const* residual;  // one for each lane, or null
+  int64_t in_row, in_line, in_step;
+  int64_t rows, lines, columns;
+  const LaneTarget* targets;  // one for each lane
+  int64_t to_row, to_line;
+  const Activation* activation;  // null for none, and for no residual
 };
 
 // The tiles over vectors of one width.
 struct Family {
   int lanes;         // floats in a vector
+  int square;        // lanes, and columns of each, that are turned over at a time
   float fma_cycles;  // of one multiply-add with its load from the first-level cache
   const Tile* tiles;
   size_t tile_count;
   void (*gather)(const GatherJob&);
+  void (*gather_windows)(const WindowJob&);
   void (*scatter)(const ScatterJob&);
   void (*finish)(const FinishJob&);
   // Fetches `count` floats from each of `lines` places, `step` floats apart, into a near cache.
