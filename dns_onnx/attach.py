@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,32 @@ class TrainingGraph(nn.Module):
             return all(_close(a, b) for a, b in pairs)
         except (DnsOnnxError, RuntimeError, ValueError, TypeError, IndexError):
             return False  # control flow that the values of a row decide, operators that cannot
+
+
+@torch.no_grad()
+def proven_feeding(graph: fx.GraphModule, feeding: Feeding, rows: Sequence[Tensor]) -> Feeding:
+    """How rows go in where a file may promise too much: one at a time if two together do not run.
+
+    rows: two rows, as `TrainingGraph` takes them.
+    """
+    if feeding.piece is not None or feeding.goes_by_row(rows):
+        return feeding
+
+    def runs(inputs: Sequence[Tensor]) -> bool:
+        try:
+            feeding.run(lambda arrays: list(as_outputs(graph(*arrays))), inputs, torch)
+        except (DnsOnnxError, RuntimeError, ValueError, TypeError, IndexError):
+            return False
+        return True
+
+    if runs(rows) or not runs([x[:1] for x in rows]):
+        return feeding  # what fails on a single row too is told where it is used
+    return replace(feeding, piece=1)
+
+
+def as_outputs(found: Any) -> Sequence[Any]:
+    """All outputs of a graph, which gives an only one bare."""
+    return found if isinstance(found, (tuple, list)) else [found]
 
 
 def _mapped(compute: Compute, feeding: Feeding, inputs: Sequence[Tensor]) -> list[Tensor]:

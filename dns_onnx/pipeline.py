@@ -183,8 +183,9 @@ def compress(
     limit = TRAIN_METRIC_ROWS if source.endswith("training") else None
     # narrow values are not the trained ones: the metric judges them, the arrays must agree
     exact = masked_graph(graph.to("cpu"), trained) if values == "float32" else None
+    singly = run.model.feeding != model_feeding(trained)
     found = check(
-        Path(model), out, evaluation_pairs(judged, config, limit), reference=exact,
+        Path(model), out, evaluation_pairs(judged, config, limit, singly), reference=exact,
         metric=run.objective.metric, outputs=[h.output for h in run.objective.heads],
         max_drop=allowed(max_drop, reference, run.objective.metric, judged is heldout),
         seconds=bench_seconds,
@@ -263,10 +264,13 @@ def refuse_bad_target(out: Path, model: Path) -> None:
 
 
 def evaluation_pairs(
-    data: Dataset, config: Config, limit: int | None = None
+    data: Dataset, config: Config, limit: int | None = None, singly: bool = False
 ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-    """(inputs, targets) by name, batch by batch, as `runtime.check` takes them."""
-    for batch in batches(data, eval_batch(config), limit):
+    """(inputs, targets) by name, batch by batch, as `runtime.check` takes them.
+
+    singly: row by row, for a model that does not run on several, whatever its file says.
+    """
+    for batch in batches(data, 1 if singly else eval_batch(config), limit):
         yield batch.inputs, batch.targets
 
 

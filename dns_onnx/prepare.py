@@ -14,7 +14,7 @@ from onnx import helper
 from torch import fx
 
 from dns_onnx import distributed, sources
-from dns_onnx.attach import TrainingGraph
+from dns_onnx.attach import TrainingGraph, proven_feeding, to_device
 from dns_onnx.config import Config, LayerSettings
 from dns_onnx.converters.frontier import cut_off
 from dns_onnx.converters.layers import Layer, layers
@@ -62,9 +62,11 @@ def prepare_run(
     """
     graph.to(device)
     config = with_shift(config, automatic_shift(config, data))
-    training, objective = prepare_objective(
-        model, graph, config, model_feeding(model), data, device
-    )
+    feeding = model_feeding(model)
+    if config.data.batch > 1 and len(data) > 1:
+        two, _ = to_device(data.take(np.arange(2)), device)
+        feeding = proven_feeding(graph, feeding, two)
+    training, objective = prepare_objective(model, graph, config, feeding, data, device)
     if config.data.pixels:
         moved = f"images move by up to {config.data.pixels} pixel(s)"
         objective = replace(objective, said=f"{objective.said}; {moved}")

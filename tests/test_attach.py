@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from dns_onnx.attach import TrainingGraph, ending_at
+from dns_onnx.attach import TrainingGraph, ending_at, proven_feeding
 from dns_onnx.converters.heads import Head
 from dns_onnx.converters.importer import import_model
 from dns_onnx.errors import ConfigError, DataError
@@ -144,3 +144,31 @@ def test_rows_that_decide_a_branch_go_in_one_by_one() -> None:
     assert model.maps is False
     single = [model(x[i : i + 1], flags[i : i + 1])[0] for i in range(4)]
     torch.testing.assert_close(found, torch.cat(single))
+
+
+def test_a_file_that_promises_batches_and_cannot_take_them_is_fed_single_rows() -> None:
+    rng = np.random.default_rng(0)
+    nodes = [  # a reshape that an exporter froze at one row
+        helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2, 3])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])]
+    w = rng.standard_normal((6, 4)).astype(np.float32)
+    weights = [numpy_helper.from_array(np.array([1, 6]), "shape"), numpy_helper.from_array(w, "w")]
+    graph = import_model(
+        helper.make_model(
+            helper.make_graph(nodes, "g", inputs, outputs, weights),
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=8,
+        )
+    )
+    x, promised = torch.randn(5, 2, 3), Feeding((0,), None)
+    told = proven_feeding(graph, promised, [x[:2]])
+    assert told == Feeding((0,), 1)
+    found = TrainingGraph(graph, [Head("y", "y", "values")], told)(x)[0]
+    torch.testing.assert_close(found, x.flatten(1) @ holders(graph)["w"].weight)
+    assert proven_feeding(graph, promised, [x[:2, :1]]) == promised  # one row does not run either
+    good = import_model(branching())
+    pairs = Feeding((0, None), None)
+    assert proven_feeding(good, pairs, [x[:2, 0], torch.tensor([True])]) == pairs
