@@ -29,6 +29,7 @@ from dns_onnx.runtime.sizes import Sizes, TensorCount, measure
 
 Array = NDArray[Any]
 Reference = Callable[[Mapping[str, Array]], Sequence[Any]]
+FEW_FAR = 1e-2  # of it, that a few entries may be off where the whole is within ATOL of its norm
 KERNELS = {"CsrGemm", "CsrMatMul", "CsrConv"}  # the operators that the native library computes
 RTOL, ATOL = 1e-3, 1e-4  # of the largest magnitude of the output, as ONNX's own backend tests use
 ORIGINAL, STOCK, NATIVE = "original", "pruned, ONNX Runtime", "pruned, dns-onnx kernels"
@@ -196,7 +197,17 @@ def _output_error(name: str, want: Any, got: Any) -> OutputError:
     equal = np.allclose(
         g, w, rtol=RTOL * loose, atol=ATOL * loose * max(scale, 1e-6), equal_nan=True
     )
-    return OutputError(name, distance, scale, bool(equal))
+    return OutputError(name, distance, scale, bool(equal) or _close_on_the_whole(g, w, loose))
+
+
+def _close_on_the_whole(got: Array, want: Array, loose: float) -> bool:
+    """Whether few entries differ, and not by much: states and gates can amplify rounding there."""
+    finite = np.isfinite(want)
+    if not np.array_equal(got[~finite], want[~finite], equal_nan=True):
+        return False
+    off, size = np.abs(got - want)[finite], np.abs(want[finite])
+    worst = FEW_FAR * loose * size.max(initial=0.0)
+    return bool(np.linalg.norm(off) <= ATOL * loose * np.linalg.norm(size) and (off <= worst).all())
 
 
 def _alike(want: Any, got: Any) -> bool:

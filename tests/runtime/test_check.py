@@ -58,6 +58,26 @@ def test_a_wrong_output_is_found_and_named(pruned: Path) -> None:
     assert "output 'y' differs from the masked training graph" in found.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("entries", "off", "holds"),
+    [(1, 3e-4, True), (1, 0.05, False), (200, 3e-4, False)],
+    ids=["few and near", "few but far", "near but many"],
+)
+def test_rounding_that_a_few_entries_amplify_is_no_problem(
+    pruned: Path, entries: int, off: float, holds: bool
+) -> None:
+    from dns_onnx.runtime import session
+
+    def reference(inputs):
+        scores = session(pruned / "pruned.onnx", native=False).run(None, dict(inputs))[0]
+        scores.ravel()[:entries] += off * np.abs(scores).max()
+        return [scores]
+
+    found = check(pruned / "net.onnx", pruned / "pruned.onnx", rows(pruned), reference=reference,
+                  seconds=0.05)  # fmt: skip
+    assert found.outputs[0].equal == holds
+
+
 def test_a_rise_of_the_error_beyond_the_allowed_is_a_problem(pruned: Path) -> None:
     data = np.load(pruned / "test.npz")["x"]
     from dns_onnx.runtime import session
