@@ -19,8 +19,9 @@ import typer
 from rich.console import Console
 
 from dns_onnx import compress, report
-from dns_onnx.config import parse_config
+from dns_onnx.config import Config, parse_config
 from dns_onnx.journal import Progress
+from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
 from dns_onnx.search import Trial, smallest
 
@@ -33,6 +34,8 @@ def main(
     mnist: Annotated[Path, typer.Option(help="folder with both parts of MNIST")],
     work: Annotated[Path, typer.Option(help="runs, to go on from")],
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="default: 0 1 2")] = None,
+    iterations: Annotated[int | None, typer.Option(help="of a trial; default: its own")] = None,
+    trials: Annotated[int | None, typer.Option(help="at most; default: its own")] = None,
     out: Annotated[Path | None, typer.Option(help="write the table there, .md and .json")] = None,
 ) -> None:
     """Search once for each seed, and print the table."""
@@ -40,9 +43,13 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in seeds or [0, 1, 2]:
+        values: dict[str, Any] = {"seed": seed}
+        values |= {"train": {"iterations": iterations}} if iterations else {}
+        values |= {"target": {"trials": trials}} if trials else {}
         done = work / f"seed-{seed}.json"
         if not done.exists():
-            done.write_text(json.dumps(search(model, mnist, work, seed), indent=1), "utf-8")
+            found = search(model, mnist, work, parse_config(values, "max_drop"))
+            done.write_text(json.dumps({**values, **found}, indent=1), "utf-8")
         rows.append(json.loads(done.read_text("utf-8")))
     text = table(rows)
     console.print(text, markup=False)
@@ -54,13 +61,12 @@ def main(
         out.with_suffix(".json").write_text(values + "\n", "utf-8")
 
 
-def search(model: Path, mnist: Path, work: Path, seed: int) -> dict[str, Any]:
+def search(model: Path, mnist: Path, work: Path, config: Config) -> dict[str, Any]:
     """One search; all that the table and its reader need of it."""
     data = f"mnist:{mnist}?{SCALE}"
     result = compress(
-        model, work / f"seed-{seed}.onnx", train=data, eval=data, max_drop=0.0, device="cpu",
-        config=parse_config({"seed": seed}, "max_drop"), resume=True, observe=say, tell=say,
-        bench_seconds=0.01,
+        model, work / f"seed-{config.seed}.onnx", train=data, eval=data, max_drop=0.0,
+        device="cpu", config=config, resume=True, observe=say, tell=say, bench_seconds=0.01,
     )  # fmt: skip
     best, judged, reference = smallest(result.trials), result.check.metric, result.reference
     assert best is not None
@@ -68,17 +74,19 @@ def search(model: Path, mnist: Path, work: Path, seed: int) -> dict[str, Any]:
     assert reference is not None
     keys = ("trial", "ratio", "metric", "accepted", "iterations", "seconds")
     return {
-        "seed": seed, "ratio": best.ratio, "kept": best.kept, "heldout": best.metric,
+        "ratio": best.ratio, "kept": best.kept, "heldout": best.metric,
         "test_before": judged.before, "test_after": judged.after, "reference": asdict(reference),
         "seconds": result.outcome.seconds, "layers": best.layers,
         "trials": [{k: getattr(t, k) for k in keys} for t in result.trials],
     }  # fmt: skip
 
 
-def say(found: Progress | Reference | Trial) -> None:
+def say(found: Progress | Probe | Reference | Trial) -> None:
     """Where the search is."""
     if isinstance(found, Reference):
         console.print(found.said, markup=False)
+    elif isinstance(found, Probe):
+        console.print(f"one cut: {found.ratio:.1f}x; {found.solver}, {found.iterations} a trial")
     elif isinstance(found, Trial):
         at = "-" if found.metric is None else f"{100 * (1 - found.metric):.2f} %"
         verdict = "accepted" if found.accepted else "rolled back"
@@ -90,11 +98,12 @@ def say(found: Progress | Reference | Trial) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Errors in per cent: of the original, the reference and the result."""
     header = ["seed", "original, held-out", "reference", "result, held-out", "compression", "kept",
-              "test, original", "test, result", "trials", "minutes"]  # fmt: skip
+              "test, original", "test, result", "trials", "iterations", "minutes"]  # fmt: skip
     cells = [
         [str(r["seed"]), wrong(r["reference"]["original"]), wrong(r["reference"]["metric"]),
          wrong(r["heldout"]), f"{r['ratio']:.1f}x", f"{r['kept']:,}", wrong(r["test_before"]),
-         wrong(r["test_after"]), str(len(r["trials"])), f"{r['seconds'] / 60:.0f}"]
+         wrong(r["test_after"]), str(len(r["trials"])),
+         f"{sum(t['iterations'] for t in r['trials']):,}", f"{r['seconds'] / 60:.0f}"]
         for r in rows
     ]  # fmt: skip
     return report.markdown((header, cells))
