@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dns_onnx.errors import CheckpointError
 from dns_onnx.granularity import Blocks, Channels, Elements
-from dns_onnx.masks import SCRATCH, Masked, chunks, on_cpu
+from dns_onnx.masks import SCRATCH, chunks, on_cpu
 from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE, LayerSurgery, Surgery, update_probability
 
 PRICE_EVERY = 20  # iterations between two settings of the thresholds
@@ -36,6 +36,7 @@ FINE = 10  # bits of mantissa that the histogram which finds a price tells apart
 LOWEST, HIGHEST = -80, 20  # log2 of the prices that it tells apart
 BINS = HIGHEST - LOWEST << FINE
 MANTISSA, BIAS = 23, 127  # of a float32: bits of the one, of the exponent the other
+ENOUGH = 1 << 20  # entries of a tensor that thresholds and F_l are read from, at least
 LAYERS_AT_ONCE = 8  # deeper networks are cut group by group
 LEAST_SHARE = 1e-4  # of a layer that is never cut, lest the layer closes
 
@@ -223,6 +224,7 @@ def mean_square_gradient(layer: LayerSurgery) -> Tensor:
         grad = holder.weight.grad
         if grad is None:
             continue
+        grad, mask, _ = some(grad, mask)
         if on_cpu(grad, mask):
             for g, m in chunks(grad, mask):
                 with np.errstate(invalid="ignore"):  # infinity that is cut: the loss will tell
@@ -246,9 +248,12 @@ def thresholds(
     tops = []  # for each layer: how many entries lie in this bin of prices or above
     for layer in layers:
         counts: Tensor | int = 0
-        for part in layer.parts():
-            found = histogram(limits(*part) * scales[layer.key].float())
-            counts = counts + part[2].size(part[0].weight) * found
+        for holder, mask, grain in layer.parts():
+            weight, times = holder.weight.detach(), grain.size(holder.weight)
+            if isinstance(grain, Elements):
+                weight, mask, times = some(weight, mask)
+            found = histogram(limits(weight, mask, grain).mul_(scales[layer.key].float()))
+            counts = counts + times * found
         tops.append(torch.as_tensor(counts).flip(0).cumsum(0).flip(0).expand(BINS))
     # the lowest edge that has no more than the wanted number above it
     price = _edge((torch.stack(tops).sum(0) > wanted).sum())
@@ -266,16 +271,31 @@ def histogram(prices: Tensor) -> Tensor:
     prices: float32, not negative.  Exponent and first bits of the mantissa number the bins.
     """
     bits = prices.flatten().view(torch.int32) >> (MANTISSA - FINE)
-    bins = (bits - (LOWEST + BIAS << FINE)).clamp_(0, BINS - 1)
+    bins = bits.sub_(LOWEST + BIAS << FINE).clamp_(0, BINS - 1)
     if bins.device.type == "cpu":
         return torch.bincount(bins, minlength=BINS)
     return torch.histc(bins.float(), BINS, 0, BINS)  # bincount would wait for the device
 
 
-def limits(holder: Masked, mask: Tensor, grain: Elements | Blocks | Channels) -> Tensor:
+def some(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
+    """(values, mask, 1), or of a large tensor every k-th entry of both, flat, and k.
+
+    More than a million entries say how the others lie, and reading all would cost more than the
+    rest of surgery does.
+    """
+    k = values.numel() // ENOUGH
+    if k < 2 or not (values.is_contiguous() and mask.is_contiguous()):
+        return values, mask, 1
+    while math.gcd(k, values.shape[-1]) > 1:  # or the same few columns would speak for all
+        k += 1
+    return values.view(-1)[::k], mask.view(-1)[::k], k
+
+
+def limits(weight: Tensor, mask: Tensor, grain: Elements | Blocks | Channels) -> Tensor:
     """The highest t at which each group would stay, or come back: float32, one number a group."""
-    edge = torch.where(grain.groups(mask), 1 / LOWER_EDGE, 1 / UPPER_EDGE)
-    return grain.magnitudes(holder.weight.detach()).float() * edge
+    edge = grain.groups(mask).float()  # faster than torch.where
+    edge.mul_(1 / LOWER_EDGE - 1 / UPPER_EDGE).add_(1 / UPPER_EDGE)
+    return edge.mul_(grain.magnitudes(weight))
 
 
 def _edge(index: Tensor) -> Tensor:
@@ -292,7 +312,7 @@ def keep_dearest(layers: Sequence[LayerSurgery], scales: Mapping[str, Tensor], w
     """
     prices, sizes = [], []
     for layer in layers:
-        found = [limits(*part).double().flatten() for part in layer.parts()]
+        found = [limits(h.weight.detach(), m, g).double().flatten() for h, m, g in layer.parts()]
         price = torch.cat(found) * scales[layer.key]
         size = torch.cat([torch.full_like(x, p[2].size(p[0].weight))
                           for x, p in zip(found, layer.parts(), strict=True)])  # fmt: skip

@@ -197,3 +197,20 @@ def test_a_resumed_surgery_goes_on_bit_for_bit() -> None:
 def test_the_state_of_other_layers_is_refused() -> None:
     with pytest.raises(CheckpointError, match="expected the layers"):
         made_surgery(100).load_state({"readings": 1, "layers": {"x": {}}})
+
+
+@pytest.mark.parametrize("columns", [48, 50, 1 << 10])
+def test_large_tensors_are_read_in_part(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr(targets, "ENOUGH", 1 << 12)
+    rows = 6 * (1 << 12) // columns
+    torch.manual_seed(0)
+    # one column in two matters: a sample that saw but some columns would be far off
+    values = torch.randn(rows, columns) * (torch.arange(columns) % 2)
+    mask = torch.rand(rows, columns) > 0.3
+    part, kept, k = targets.some(values, mask)
+    assert k >= 5
+    assert len(part) == len(kept) == -(-values.numel() // k)
+    whole = (values * mask).square().sum() / mask.sum()
+    assert (part * kept).square().sum() / kept.sum() == pytest.approx(float(whole), rel=0.15)
+    assert targets.some(values.t(), mask.t())[2] == 1  # not in one piece
+    assert targets.some(values[:2], mask[:2])[2] == 1
