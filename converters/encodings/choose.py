@@ -62,8 +62,9 @@ class TensorRow:
 class _Candidate:
     """A weight with the ways it could be written; `reason` as in TensorRow.
 
-    refusal: why it cannot be stored sparse.  drafts: their figures; they hold no arrays and do not
-    write, so that a large model is planned in the memory of one weight.
+    refusal: why it cannot be stored sparse.  bounded: whether the model is large.
+    drafts: their figures; they hold no arrays and do not write, so that a large model is planned in
+    the memory of one weight.
     """
 
     site: Site
@@ -73,6 +74,12 @@ class _Candidate:
     reason: str
     drafts: list[Draft]
     chosen: Draft | None = None
+    bounded: bool = False
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes that its decoding may fill where the model is large."""
+        return _MOST_TIMES * 4 * math.prod(self.site.tensor.dims)
 
 
 class Plan:
@@ -237,17 +244,18 @@ def _choose(candidates: Sequence[_Candidate], opset: int, codes: Sequence[str]) 
     """
     best_saving, best_form = 0, PLAIN
     best: list[Draft | None] = [None] * len(candidates)
-    bias = _most_have_bias(candidates)
+    bounded, bias = False, _most_have_bias(candidates)
     for columns, values, bitmask in product((False, True), codes, (False, True)):
         form = Form(columns, values, bias)
-        picks = _picks(candidates, form, bitmask=bitmask)
+        picks, large = _picks(candidates, form, bitmask=bitmask)
+        bounded |= large
         saved = sum(c.dense_bytes - p.bytes for c, p in zip(candidates, picks, strict=True) if p)
         used = set().union(*(p.functions for p in picks if p))
         saving = saved - functions_bytes(used, opset, form)
         if saving > best_saving:
             best_saving, best_form, best = saving, form, picks
     for candidate, pick in zip(candidates, best, strict=True):
-        candidate.chosen = pick
+        candidate.chosen, candidate.bounded = pick, bounded
     return best_form
 
 
@@ -261,23 +269,24 @@ def _most_have_bias(candidates: Sequence[_Candidate]) -> bool:
     return balance >= 0
 
 
-def _picks(candidates: Sequence[_Candidate], form: Form, *, bitmask: bool) -> list[Draft | None]:
-    """For each weight the smallest draft that the bodies fit; a large model's in bounded memory."""
+def _picks(
+    candidates: Sequence[_Candidate], form: Form, *, bitmask: bool
+) -> tuple[list[Draft | None], bool]:
+    """For each weight the smallest draft that the bodies fit, and whether memory was bounded."""
     picks = [_smallest(candidate, form, bitmask, bounded=False) for candidate in candidates]
     if sum(pick.memory for pick in picks if pick) <= _MUCH_MEMORY:
-        return picks
-    return [_smallest(candidate, form, bitmask, bounded=True) for candidate in candidates]
+        return picks, False
+    return [_smallest(candidate, form, bitmask, bounded=True) for candidate in candidates], True
 
 
 def _smallest(candidate: _Candidate, form: Form, bitmask: bool, *, bounded: bool) -> Draft | None:
     """The smallest draft that the bodies fit, if it saves anything."""
-    limit = _MOST_TIMES * 4 * math.prod(candidate.site.tensor.dims)
     fitting = [
         draft
         for draft in candidate.drafts
         if draft.fits(form)
         and (bitmask or "BitmaskToDense" not in draft.functions)
-        and not (bounded and draft.memory > limit)
+        and not (bounded and draft.memory > candidate.most_memory)
     ]
     smallest = min(fitting, key=lambda draft: draft.bytes, default=None)
     return smallest if smallest and smallest.bytes < candidate.dense_bytes else None
@@ -290,12 +299,7 @@ def _row(candidate: _Candidate, format: str) -> TensorRow:
     if draft is None and format == "dense":
         reason = "asked for"
     elif draft is None and candidate.drafts:
-        smallest = min(candidate.drafts, key=lambda d: d.bytes)
-        reason = (
-            f"{smallest.encoding} takes {smallest.bytes} bytes, dense {candidate.dense_bytes}"
-            if smallest.bytes >= candidate.dense_bytes
-            else "the operators' bodies take more than all weights together save"
-        )
+        reason = _why_dense(candidate)
     return TensorRow(
         name=site.weight,
         node=(node.name or node.output[0]) if node is not None else "",
@@ -308,3 +312,13 @@ def _row(candidate: _Candidate, format: str) -> TensorRow:
         reason=reason,
         operator=draft.operator if draft else "",
     )
+
+
+def _why_dense(candidate: _Candidate) -> str:
+    """Why no draft was chosen, though there are some."""
+    smallest = min(candidate.drafts, key=lambda draft: draft.bytes)
+    if smallest.bytes >= candidate.dense_bytes:
+        return f"{smallest.encoding} takes {smallest.bytes} bytes, dense {candidate.dense_bytes}"
+    if candidate.bounded and smallest.memory > candidate.most_memory:
+        return f"{smallest.encoding} takes much memory to decode, and the model is large"
+    return "the operators' bodies take more than all weights together save"

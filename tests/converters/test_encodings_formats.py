@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from dns_onnx.converters.encodings import FORMATS, is_encoded, to_dense
+from dns_onnx.converters.encodings import FORMATS, choose, is_encoded, to_dense
 from dns_onnx.converters.encodings.crossover import kernel_pays
 from dns_onnx.converters.exporter import convert, export_model
 
@@ -358,3 +358,25 @@ def test_columns_are_stored_where_they_are_smaller_than_gaps() -> None:
     x = feeds(model)
     np.testing.assert_allclose(run(made.model, **x)[0], run(model, **x)[0], rtol=1e-5, atol=1e-5)
     assert to_dense(made.model).SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("density", "small", "large"),
+    [
+        (0.9, "csr bitmask", "dense"),
+        (0.6, "csr bitmask", "dense"),
+        (0.3, "csr bitmask", "csr uint8 gaps"),
+        (0.1, "csr uint8 gaps", "csr uint8 gaps"),
+    ],
+)
+def test_a_large_model_takes_no_form_that_needs_much_memory(
+    density: float, small: str, large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"W": sparse(np.random.default_rng(15), (400, 400), density)}
+    model = build([helper.make_node("MatMul", ["X", "W"], ["Y"])], {"X": (1, 400)}, weights)
+    never = {"wants_kernel": lambda *_: False}
+    assert convert(model, "csr", **never).tensors[0].encoding == small
+    monkeypatch.setattr(choose, "_MUCH_MEMORY", 1 << 20)
+    (row,) = convert(model, "csr", **never).tensors
+    assert row.encoding == large
+    assert ("memory" in row.reason) == (large == "dense")
