@@ -79,7 +79,7 @@ class _Candidate:
     @property
     def most_memory(self) -> int:
         """Bytes that its decoding may fill where the model is large."""
-        return _MOST_TIMES * 4 * math.prod(self.site.tensor.dims)
+        return int(_MOST_TIMES * 4 * math.prod(self.site.tensor.dims))
 
 
 class Plan:
