@@ -1,5 +1,9 @@
 #include "kernel_set.h"
 
+#ifdef DNS_ONNX_X86
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -17,14 +21,31 @@ const KernelSet* const kSets[] = {
     &kPortableKernels,
 };
 
+#ifdef DNS_ONNX_X86
+// What the CPU has and the system saves.  Asked by hand, because on Windows the compiler's own
+// question needs a runtime library that is not linked there.  Source: Intel SDM, CPUID and XGETBV.
+struct Cpu {
+  bool avx2 = false, avx512 = false;
+
+  Cpu() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0) return;
+    const bool fma = (c >> 12 & 1) != 0, saves = (c >> 27 & 1) != 0, avx = (c >> 28 & 1) != 0;
+    if (!fma || !saves || !avx) return;
+    unsigned saved = 0, high = 0;
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return;
+    avx2 = (saved & 0x06) == 0x06 && (b >> 5 & 1) != 0;
+    avx512 = avx2 && (saved & 0xE0) == 0xE0 && (b >> 16 & 1) != 0 && (b >> 31 & 1) != 0;
+  }
+};
+#endif
+
 bool runs_here(const KernelSet* set) {
 #ifdef DNS_ONNX_X86
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (set == &kAvx2Kernels) return avx2;
-  if (set == &kAvx512Kernels) {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
-  }
+  static const Cpu cpu;
+  if (set == &kAvx2Kernels) return cpu.avx2;
+  if (set == &kAvx512Kernels) return cpu.avx512;
 #endif
   return set != nullptr;
 }
