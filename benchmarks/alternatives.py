@@ -40,7 +40,7 @@ from dns_onnx.runtime.sizes import file_bytes
 from dns_onnx.search import Plan, trial_config
 from dns_onnx.train import Run
 
-NETS = {"lenet300100": 1000, "lenet5": 1000}  # iterations
+NETS = {"lenet300100": 8000, "lenet5": 4000}  # iterations
 SIZES = {"lenet300100": (0.90, 0.95, 0.98, 0.99), "lenet5": (0.90, 0.98, 0.99)}
 PREPROCESS = Preprocess(scale=1 / 256)
 console = Console(soft_wrap=True, highlight=False)
