@@ -1,6 +1,6 @@
 """At which density the dense kernel overtakes the sparse one: the figures of the cost model.
 
-    python benchmarks/crossover.py --out docs/results/crossover.json
+    python benchmarks/crossover.py --rounds 5 --out docs/results/crossover.json
 
 For each kind of layer: ONNX Runtime dense and our kernel in turn at growing densities, one thread,
 batch 1, seed 0; the crossing lies on the line between the last density won and the first lost.

@@ -1,9 +1,8 @@
 """Up to which density a sparse kernel wins: the cost model that decides at export.
 
 Measured in turn with ONNX Runtime's dense kernels on an AMD EPYC (AVX-512, 2 cores), one thread,
-batch 1, by `python benchmarks/crossover.py`.  `dns_onnx.runtime.session` measures again on the
-machine at hand and can only turn sparse layers dense, so that these figures lean to the sparse side
-where machines differ.
+batch 1, by `python benchmarks/crossover.py` (docs/results/crossover.json): of layers of one kind
+the highest crossing.  `dns_onnx.runtime.session` measures again on the machine at hand.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from onnx import NodeProto
 
 # One channel a filter: bringing it into the kernel's panels costs more than any zeros save.
 _DEPTHWISE = 0.0
-_CONV = 0.72
-_POINTWISE = 0.74
+_CONV = 0.78
+_POINTWISE = 0.67
 
 # A matrix times one row is bound by memory: the larger, the more of it the dense kernel waits for.
 # (bytes of the dense weight up to which it holds, density)
-_LINEAR = ((8 << 20, 0.22), (32 << 20, 0.31), (math.inf, 0.56))
+_LINEAR = ((8 << 20, 0.23), (32 << 20, 0.38), (math.inf, 0.55))
 
 
 def kernel_pays(node: NodeProto, shape: Sequence[int], density: float) -> bool:
