@@ -2,8 +2,9 @@
 
 A trial takes the weights and masks of the last one that was accepted and cuts on, to a higher
 compression; then its masks freeze, and the held-out metric decides.  A trial that breaks the budget
-is rolled back, and the next one aims between it and the last that held; one whose loss diverges is
-repeated with half the learning rate and twice the iterations.  Every trial stays in the run folder,
+is rolled back, and the next one aims between it and the last that held; what broke is tried again
+from nearer before it counts as the limit.  One whose loss diverges is repeated with half the
+learning rate and twice the iterations.  Every trial stays in the run folder,
 so that the result is a front of size against metric, and a search that was stopped goes on where it
 was: what comes next depends on the trials so far and on nothing else.
 """
@@ -109,17 +110,21 @@ def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf
         return None
     best = smallest(trials)
     low = best.plan.ratio if best else 1.0
-    above = [t.plan.ratio for t in trials if not t.accepted and t.plan.ratio > low]
     parent = best.trial if best else None
-    if not above:
+    failed = [t.plan for t in trials if not t.accepted and t.plan.ratio > low]
+    if not failed:
         if low * target.precision >= highest:
             return None
         reached = [t.plan.ratio for t in trials if t.accepted]
         factor = next_growth(reached, target.growth) if reached else target.growth
         return Plan(min(low * factor, highest), parent)
-    if min(above) / low <= target.precision:
+    nearest = min(p.ratio for p in failed)
+    parents = {p.parent for p in failed if p.ratio == nearest}
+    if parent not in parents and len(parents) == 1:
+        return Plan(nearest, parent)  # too far from where it began; from here it may hold
+    if nearest / low <= target.precision:
         return None
-    return Plan(math.sqrt(low * min(above)), parent)
+    return Plan(math.sqrt(low * nearest), parent)
 
 
 def smallest(trials: Sequence[Trial]) -> Trial | None:

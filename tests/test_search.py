@@ -34,9 +34,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trial(
-    number: int, ratio: float, accepted: bool, metric: float | None = 0.9, gentle: int = 0
+    number: int,
+    ratio: float,
+    accepted: bool,
+    metric: float | None = 0.9,
+    gentle: int = 0,
+    parent: int | None = None,
 ) -> Trial:
-    plan = Plan(ratio, None, gentle)
+    plan = Plan(ratio, parent, gentle)
     return Trial(number, plan, ratio, 1, 1, metric, "accuracy", 1.0, 1.0, 0.0, accepted, 1, 1.0, {},
                  "", {}, {})  # fmt: skip
 
@@ -45,7 +50,8 @@ def told(limit: float, target: Target) -> list[float]:
     """The compressions that a search tries when it can reach just this one."""
     trials: list[Trial] = []
     while (plan := next_plan(trials, target)) is not None:
-        trials.append(trial(len(trials), plan.ratio, plan.ratio <= limit))
+        accepted = plan.ratio <= limit
+        trials.append(trial(len(trials), plan.ratio, accepted, parent=plan.parent))
     return [t.plan.ratio for t in trials]
 
 
@@ -62,6 +68,23 @@ def test_any_limit_is_found_to_the_precision(limit: float) -> None:
     tried = told(limit, Target(trials=99, precision=1.02))
     accepted = max([r for r in tried if r <= limit], default=1.0)
     assert limit / accepted <= 1.02
+
+
+def test_what_failed_from_far_is_tried_again_from_near() -> None:
+    trials = [
+        trial(0, 9, True),
+        trial(1, 36, False, parent=0),
+        trial(2, 18, True, parent=0),
+    ]
+    assert next_plan(trials, Target()) == Plan(36, 2)
+    again = [*trials, trial(3, 36, True, parent=2)]
+    grown = next_plan(again, Target())
+    assert grown is not None
+    assert (grown.parent, grown.ratio > 36) == (3, True)
+    trials.append(trial(3, 36, False, parent=2))
+    assert next_plan(trials, Target()) == Plan(pytest.approx((18 * 36) ** 0.5), 2)
+    trials.append(trial(4, 35, True, parent=2))
+    assert next_plan(trials, Target()) is None  # failed from two places: that is the limit
 
 
 def test_no_layer_is_asked_to_keep_less_than_it_may() -> None:
@@ -81,17 +104,17 @@ def test_a_given_size_takes_one_trial() -> None:
 
 
 def test_each_trial_goes_on_from_the_smallest_accepted_one() -> None:
-    trials = [trial(0, 4, True), trial(1, 16, True), trial(2, 64, False)]
+    trials = [trial(0, 4, True), trial(1, 16, True, parent=0), trial(2, 64, False, parent=1)]
     assert next_plan(trials, Target()) == Plan(32, 1)
     assert smallest(trials) is trials[1]
 
 
 def test_what_diverges_is_repeated_more_gently_and_then_given_up() -> None:
-    trials = [trial(0, 4, True), trial(1, 16, False, None)]
-    assert next_plan(trials, Target()) == Plan(16, None, 1)
-    trials.append(trial(2, 16, False, None, 1))
-    assert next_plan(trials, Target()) == Plan(16, None, 2)
-    trials.append(trial(3, 16, False, None, 2))
+    trials = [trial(0, 4, True), trial(1, 16, False, None, parent=0)]
+    assert next_plan(trials, Target()) == Plan(16, 0, 1)
+    trials.append(trial(2, 16, False, None, 1, parent=0))
+    assert next_plan(trials, Target()) == Plan(16, 0, 2)
+    trials.append(trial(3, 16, False, None, 2, parent=0))
     assert next_plan(trials, Target()) == Plan(8, 0)
 
 
