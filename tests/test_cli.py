@@ -68,7 +68,8 @@ def test_compress_writes_model_report_and_run_folder(small: Path, cli) -> None:
     assert {row["name"] for row in report["tensors"]} >= {"fc1.w", "fc2.w"}
     assert "## Layers" in (small / "rep" / "report.md").read_text()
     assert "--seed 3" in (small / "rep" / "index.html").read_text()
-    assert (small / "small.run" / "trial-000" / "log.jsonl").exists()
+    assert (small / "small.run" / "trials.jsonl").exists()
+    assert list((small / "small.run").glob("trial-*/log.jsonl"))
 
 
 @pytest.mark.parametrize("format", ["csr", "portable", "coo", "dense"])
