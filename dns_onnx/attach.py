@@ -18,6 +18,9 @@ from dns_onnx.runtime.batching import Feeding
 
 Compute = Callable[[list[Any]], list[Any]]
 
+# what a graph raises on rows that it cannot take
+DOES_NOT_RUN = (DnsOnnxError, RuntimeError, ValueError, TypeError, IndexError)
+
 
 class TrainingGraph(nn.Module):
     """The imported graph, ending at the values that the loss attaches to.
@@ -84,7 +87,7 @@ class TrainingGraph(nn.Module):
                 strict=True,
             )  # fmt: skip
             return all(_close(a, b) for a, b in pairs)
-        except (DnsOnnxError, RuntimeError, ValueError, TypeError, IndexError):
+        except DOES_NOT_RUN:
             return False  # control flow that the values of a row decide, operators that cannot
 
 
@@ -100,7 +103,7 @@ def proven_feeding(graph: fx.GraphModule, feeding: Feeding, rows: Sequence[Tenso
     def runs(inputs: Sequence[Tensor]) -> bool:
         try:
             feeding.run(lambda arrays: list(as_outputs(graph(*arrays))), inputs, torch)
-        except (DnsOnnxError, RuntimeError, ValueError, TypeError, IndexError):
+        except DOES_NOT_RUN:
             return False
         return True
 

@@ -118,10 +118,12 @@ class Prober:
     def _found(self, asked: float | None) -> Probe:
         config = self.run.config
         iterations = first_guess(config, len(self.data))
-        fisher = self.curvature()
-        ratio = self._one_cut(fisher)
         given = {"type", "lr"} & config.solver.model_fields_set
         timed = "iterations" not in config.train.model_fields_set
+        if self.within is None and given and not timed:
+            return Probe(1.0, {}, {}, 0.0, iterations)  # nothing is left to find out
+        fisher = self.curvature()
+        ratio = self._one_cut(fisher)
         solver: dict[str, Any] = {}
         losses: dict[str, float] = {}
         seconds = 0.0

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,6 +34,31 @@ def paper_models(data_root: Path) -> Path:
 @pytest.fixture(scope="session")
 def mnist(data_root: Path) -> Path:
     return data_root / "data" / "mnist"
+
+
+class Crash(BaseException):
+    """The process is gone: nothing tidies up."""
+
+
+def through_crashes(run: Callable[[Callable[[object], None]], Any], draw: Callable[[], int]) -> Any:
+    """(what `run` gives in the end, how often it crashed before).
+
+    run: takes an observer, which crashes it at one of its looks; draw: at which one.
+    """
+    for crashes in range(99):
+        left = draw()
+
+        def observe(progress: object) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Crash
+
+        try:
+            return run(observe), crashes
+        except Crash:
+            continue
+    raise AssertionError("crashed 99 times")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from dns_onnx.reference import MOST, REFERENCE, TWIN, Reference, errors, judged,
 from dns_onnx.runtime.metrics import metric
 from dns_onnx.search import read_trials
 from dns_onnx.train import Run
+from tests.conftest import through_crashes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KNOWN = Reference(0.999, 0.999, "", taught=0.999, twin_taught=0.998, twin=0.9905)
@@ -202,29 +203,14 @@ def test_a_twin_that_diverges_leaves_the_original(
     assert "diverged" in found.said
 
 
-class Crash(BaseException):
-    """The process is gone: nothing tidies up."""
-
-
 def test_a_search_that_crashes_in_its_twin_ends_bit_for_bit(tmp_path: Path) -> None:
     by_heart(tmp_path)
     whole = run(tmp_path, "whole.onnx")
-    rng, crashes = np.random.default_rng(0), 0
-    while True:
-        left = int(rng.integers(1, 25))
-
-        def observe(progress: object) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Crash
-
-        try:
-            again = run(tmp_path, "crashed.onnx", resume=True, observe=observe)
-        except Crash:
-            crashes += 1
-            continue
-        break
+    rng = np.random.default_rng(0)
+    again, crashes = through_crashes(
+        lambda observe: run(tmp_path, "crashed.onnx", resume=True, observe=observe),
+        lambda: int(rng.integers(1, 25)),
+    )
     assert crashes > 1
     assert again.reference == whole.reference
     assert again.path.read_bytes() == whole.path.read_bytes()

@@ -29,6 +29,7 @@ from dns_onnx.search import (
 )
 from dns_onnx.targets import Descent
 from dns_onnx.train import Run
+from tests.conftest import through_crashes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -332,10 +333,6 @@ def test_a_search_over_convolutions_whose_weights_lie_channels_last(small: Path)
     assert again.path.read_bytes() == result.path.read_bytes()
 
 
-class Crash(BaseException):
-    """The process is gone: nothing tidies up."""
-
-
 def test_a_search_that_crashes_again_and_again_ends_bit_for_bit(small: Path) -> None:
     often = settings(
         train={"iterations": 60, "log_every": 5, "checkpoint_seconds": 0.01},
@@ -343,22 +340,10 @@ def test_a_search_that_crashes_again_and_again_ends_bit_for_bit(small: Path) -> 
     )
     whole = run(small, "whole.onnx", often)
     rng = np.random.default_rng(3)
-    crashes = 0
-    while crashes < 99:
-        left = int(rng.integers(1, 12))
-
-        def observe(progress: object) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Crash
-
-        try:
-            run(small, "crashed.onnx", often, resume=True, observe=observe)
-        except Crash:
-            crashes += 1
-            continue
-        break
+    _, crashes = through_crashes(
+        lambda observe: run(small, "crashed.onnx", often, resume=True, observe=observe),
+        lambda: int(rng.integers(1, 12)),
+    )
     assert crashes > 2
     assert (small / "crashed.onnx").read_bytes() == whole.path.read_bytes()
     assert rows(small / "crashed.run") == rows(whole.run_dir)
