@@ -36,7 +36,8 @@ from dns_onnx.config import Config, parse_config
 from dns_onnx.converters.reader import read_model
 from dns_onnx.pipeline import compress
 from dns_onnx.prepare import input_specs
-from dns_onnx.search import RESULT, TRIALS
+from dns_onnx.search import RESULT
+from dns_onnx.trials import TRIALS
 
 ROWS = 3000  # of the training images: reading them must not take longer than the search
 console = Console(soft_wrap=True, highlight=False)

@@ -23,7 +23,7 @@ from dns_onnx.config import Config, parse_config
 from dns_onnx.journal import Progress
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
-from dns_onnx.search import Trial, smallest
+from dns_onnx.trials import Trial, smallest
 
 SCALE = "scale=0.00390625"  # grey levels / 256, as the nets were trained
 console = Console(soft_wrap=True, highlight=False)

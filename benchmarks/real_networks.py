@@ -30,7 +30,7 @@ from dns_onnx.journal import Progress
 from dns_onnx.pipeline import Result, compress
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
-from dns_onnx.search import Trial, smallest
+from dns_onnx.trials import Trial, smallest
 
 console = Console(soft_wrap=True, highlight=False)
 

@@ -42,8 +42,9 @@ from dns_onnx.runtime.check import Check, check
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import model_files
-from dns_onnx.search import Search, Trial
+from dns_onnx.search import Search
 from dns_onnx.train import Outcome, Run, eval_batch
+from dns_onnx.trials import Trial
 
 Array = NDArray[Any]
 TRAIN_METRIC_ROWS = 10_000  # rows of training data that stand in where there is nothing better

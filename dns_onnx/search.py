@@ -16,9 +16,8 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,110 +25,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dns_onnx import checkpoint, distributed
-from dns_onnx.config import Config, Target
+from dns_onnx.config import Config
 from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
 from dns_onnx.journal import Observer, packed, unpacked
 from dns_onnx.masks import whole
-from dns_onnx.probe import PROBE, Probe, Prober, first_guess, next_growth
+from dns_onnx.probe import PROBE, Probe, Prober, first_guess
 from dns_onnx.reference import REFERENCE, TWIN, Reference, settle
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.surgery import LayerSurgery
 from dns_onnx.targets import Descent, Goal, TargetSurgery, least
 from dns_onnx.train import Run
+from dns_onnx.trials import GENTLER, TRIALS, Plan, Trial, next_plan, read_trials, smallest
 
-TRIALS = "trials.jsonl"
 RESULT = "result.safetensors"
 DEFAULT_DROP = 0.1
 SURGERY_SHARE = 0.7  # of a trial's iterations; in the rest the masks are frozen
 RAMP_SHARE = 0.85  # of the surgery: the goal is reached, then entries are still exchanged
 LEAST_BETWEEN = 100  # iterations between two looks at held-out rows, unless the tail is shorter
 WARMUP_SHARE = 0.02  # of a trial's iterations: its solver has forgotten what the last one knew
-GENTLER = 2  # times that a diverged trial is repeated
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to try next.
-
-    ratio: the compression to reach.  parent: the trial to go on from, None for the original.
-    gentle: how often the learning rate is halved, and the iterations doubled.
-    """
-
-    ratio: float
-    parent: int | None
-    gentle: int = 0
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial, as it stands in trials.jsonl.
-
-    ratio: entries under surgery over entries kept.  metric: held-out; None where it diverged.
-    reference: what the budget counts from.  drop: against it.  layers, thresholds: kept entries,
-    and t at the end, by the initializer name of the weight.
-    """
-
-    trial: int
-    plan: Plan
-    ratio: float
-    kept: int
-    size: int
-    metric: float | None
-    metric_name: str
-    original_metric: float
-    reference: float
-    drop: float | None
-    accepted: bool
-    iterations: int
-    seconds: float
-    settings: dict[str, Any]
-    note: str
-    layers: dict[str, int]
-    thresholds: dict[str, float]
-
-    @property
-    def verdict(self) -> str:
-        """What became of it, in one word."""
-        if self.accepted:
-            return "accepted"
-        return "diverged" if self.metric is None else "rejected"
-
-
-def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf) -> Plan | None:
-    """What to try after these trials; None when the search is over.
-
-    highest: the compression at which each layer keeps the least that it may.
-    """
-    if trials and trials[-1].metric is None and trials[-1].plan.gentle < GENTLER:
-        last = trials[-1].plan
-        return Plan(last.ratio, last.parent, last.gentle + 1)
-    if target.density is not None:
-        return None if trials else Plan(1.0 / target.density, None)
-    if len(trials) >= target.trials:
-        return None
-    best = smallest(trials)
-    low = best.plan.ratio if best else 1.0
-    parent = best.trial if best else None
-    failed = [t.plan for t in trials if not t.accepted and t.plan.ratio > low]
-    if not failed:
-        if low * target.precision >= highest:
-            return None
-        reached = [t.plan.ratio for t in trials if t.accepted]
-        factor = next_growth(reached, target.growth) if reached else target.growth
-        return Plan(min(low * factor, highest), parent)
-    nearest = min(p.ratio for p in failed)
-    parents = {p.parent for p in failed if p.ratio == nearest}
-    if parent not in parents and len(parents) == 1:
-        return Plan(nearest, parent)  # too far from where it began; from here it may hold
-    if nearest / low <= target.precision:
-        return None
-    return Plan(math.sqrt(low * nearest), parent)
-
-
-def smallest(trials: Sequence[Trial]) -> Trial | None:
-    """The accepted trial that keeps least."""
-    return max((t for t in trials if t.accepted), key=lambda t: t.plan.ratio, default=None)
 
 
 class Search:
@@ -362,29 +276,6 @@ class Search:
                     "start anew in another --run-dir"
                 )
         return len(self.trials)
-
-
-def read_trials(folder: Path) -> list[Trial]:
-    """The finished trials of a run folder; a line that was cut short is taken out of the file.
-
-    Raises CheckpointError where the file is not one of ours.
-    """
-    path = folder / TRIALS
-    if not path.exists():
-        return []
-    whole = path.read_bytes()
-    complete = whole[: whole.rfind(b"\n") + 1]
-    if len(complete) < len(whole):
-        with path.open("r+b") as file:
-            file.truncate(len(complete))
-    try:
-        rows = [json.loads(line) for line in complete.splitlines()]
-        return [Trial(**{**row, "plan": Plan(**row["plan"])}) for row in rows]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: expected one trial of this version a line, got {error}; start anew in "
-            "another --run-dir"
-        ) from None
 
 
 def trial_config(config: Config, plan: Plan, number: int) -> Config:

@@ -18,8 +18,8 @@ from dns_onnx.errors import CheckpointError, Diverged
 from dns_onnx.pipeline import Result, allowed
 from dns_onnx.reference import MOST, REFERENCE, TWIN, Reference, errors, judged, same, twin_config
 from dns_onnx.runtime.metrics import metric
-from dns_onnx.search import read_trials
 from dns_onnx.train import Run
+from dns_onnx.trials import read_trials
 from tests.conftest import through_crashes
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,7 +19,7 @@ from dns_onnx.pipeline import Result
 from dns_onnx.pipeline import compress as run
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
-from dns_onnx.search import Trial
+from dns_onnx.trials import Trial
 
 NAME = "compress"
 EXAMPLE = (

@@ -14,7 +14,8 @@ from dns_onnx.page.svg import Axis, Plot, Point, around
 from dns_onnx.page.words import compact, listed, reading, share, signless
 from dns_onnx.report import Table
 from dns_onnx.runtime.metrics import Metric
-from dns_onnx.search import DEFAULT_DROP, Plan, Trial
+from dns_onnx.search import DEFAULT_DROP
+from dns_onnx.trials import Plan, Trial
 
 WIDE, NARROW = 880, 360  # pixels: the sizes that a figure is drawn for
 LINES = 6  # layers that get a line of their own, the largest ones

@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from dns_onnx.converters.reader import read_model
 from dns_onnx.journal import Change, Progress, read_log
 from dns_onnx.pipeline import LayerResult, Result
-from dns_onnx.search import Trial, read_trials
 from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE
+from dns_onnx.trials import Trial, read_trials
 
 BINS = 60
 
