@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from dns_onnx.attach import TrainingGraph, as_array, to_device
 from dns_onnx.config import Config
 from dns_onnx.converters.frontier import attachment_points
-from dns_onnx.converters.heads import Head, heads
+from dns_onnx.converters.heads import Head, Kind, heads
 from dns_onnx.data import Batch, Dataset, all_labels, check_labels
 from dns_onnx.entry import is_entry_point
 from dns_onnx.errors import ConfigError, DataError
@@ -31,6 +31,7 @@ from dns_onnx.teacher import Answered, Teacher, answered, labels_in
 Array = NDArray[Any]
 SCALE_ROWS = 32  # rows that say how large the teacher's values are
 ON_SCORES = ("cross-entropy", "binary", "ctc", "kl", "auto")  # these want what an activation reads
+SCORES_OF: dict[str, Kind] = {"cross-entropy": "classes", "binary": "probabilities"}  # say labels
 METRIC_OF = {"cross-entropy": "accuracy", "binary": "accuracy", "mse": "mse", "l1": "mse",
              "ctc": "ler"}  # fmt: skip
 
@@ -40,8 +41,8 @@ class Objective:
     """The loss of a run, and its metric.
 
     heads: the ends of the model that it looks at.  by_labels: None where labels do not teach.
-    by_teacher: None where the original model does not; `share` is its part of the loss.
-    said: what was chosen, in words.
+    by_teacher: None where the original model cannot; `share` is its part of the loss.
+    open: whether that part is left to a probe.  said: what was chosen, in words.
     """
 
     heads: tuple[Head, ...]
@@ -51,11 +52,17 @@ class Objective:
     share: float
     teacher: Teacher | None
     said: str
+    open: bool = False
 
     @property
     def has_labels(self) -> bool:
         """Whether labels teach, alone or beside the original model."""
         return self.by_labels is not None
+
+    def sharing(self, share: float) -> Objective:
+        """The same with another part for the original model, beside labels."""
+        also = f"; the original model teaches, too (weight {share:g})" if share else ""
+        return replace(self, share=share, said=f"{self.said}{also}")
 
     def loss(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], targets: Mapping[str, Tensor]
@@ -65,7 +72,7 @@ class Objective:
         outputs: what the `TrainingGraph` gave for it.  inputs, targets: the batch (`to_device`).
         """
         taught = None
-        if self.by_teacher is not None and self.teacher is not None:
+        if self.share and self.by_teacher is not None and self.teacher is not None:
             names = [h.value for h in self.heads]
             said = answered(targets, names)
             wanted = self.teacher(*inputs) if said is None else dict(zip(names, said, strict=True))
@@ -189,16 +196,28 @@ def prepare_objective(
     training = TrainingGraph(graph, found, feeding)
     by_labels = labels_loss(names[0], found, config.train.ignore_label) if share < 1 else None
     judge = _metric(config, found, names[0], sample)
+    left_open = labelled and names[0] == "cross-entropy" and _is_open(config)
+    taught = read_by(names[0], found)
     teacher = by_teacher = None
-    if share > 0 or judge.against == "original":
+    if share > 0 or left_open or judge.against == "original":
         teacher = Teacher(TrainingGraph(copy.deepcopy(graph), found, feeding)).to(device)
-    if share > 0 and teacher is not None:
+    if (share > 0 or left_open) and teacher is not None:
         rows = np.unique(np.linspace(0, len(data) - 1, SCALE_ROWS).astype(np.int64))
         scales = teacher.scales((data.take(rows[i : i + 1]) for i in range(len(rows))), device)
-        by_teacher = teacher_loss(names[1], found, config.distill.temperature, scales)
-    return training, Objective(
-        found, judge, by_labels, by_teacher, share, teacher, _said(names, found, share, judge)
-    )
+        by_teacher = teacher_loss(names[1], taught, config.distill.temperature, scales)
+    said = _said(names, taught, share, judge)
+    return training, Objective(found, judge, by_labels, by_teacher, share, teacher, said, left_open)
+
+
+def read_by(loss: str, found: Sequence[Head]) -> tuple[Head, ...]:
+    """The ends as the loss against labels reads them, where their names do not tell."""
+    return tuple(replace(h, kind=SCORES_OF.get(loss, h.kind)) for h in found)
+
+
+def _is_open(config: Config) -> bool:
+    """Whether the settings leave it to a probe how to train."""
+    told = {"type", "lr"} & config.solver.model_fields_set or config.distill.model_fields_set
+    return not config.has_thresholds and not told
 
 
 def _heads(model: ModelProto, graph: fx.GraphModule, config: Config, labelled: bool) -> list[Head]:

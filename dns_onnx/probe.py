@@ -39,6 +39,7 @@ FIRST, FINE = 2.0, 1.06  # the first compression that is tried, and when the hig
 SOLVERS = (("sgd", 1e-2), ("sgd", 1e-3), ("adam", 3e-3), ("adam", 1e-3), ("adam", 3e-4),
            ("adam", 1e-4))  # fmt: skip
 CLEARLY = 0.8  # the first solver stays where it mends so much of what the best one mends
+BESIDE, TAUGHT = 0.5, 0.95  # the original's part of the loss, where it leaves so much less of it
 PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 0.05, 40, 200  # iterations of a probe, of those of a trial,
 SHORT = 5  # but never more than a fifth of them
 PROBE_ROWS = 1024  # held-out rows that judge it
@@ -55,8 +56,8 @@ class Probe:
 
     ratio: the compression that one cut reaches within the budget; 1.0 where it reaches none or
     nothing is known of a budget.  solver: the settings that were chosen, none where they were
-    given.  losses: held-out, after each solver's probe.  seconds: of an iteration.  iterations:
-    of a trial.
+    given.  losses: held-out, after each short training.  seconds: of an iteration.  iterations:
+    of a trial.  teacher: the original's part of the loss; None where that was not open.
     """
 
     ratio: float
@@ -64,6 +65,7 @@ class Probe:
     losses: dict[str, float]
     seconds: float
     iterations: int
+    teacher: float | None = None
 
     @property
     def said(self) -> str:
@@ -71,15 +73,21 @@ class Probe:
         words = [f"one cut holds to {self.ratio:.3g}x"] if self.ratio > 1 else []
         if self.solver:
             words.append(f"{self.solver['type']} at {self.solver['lr']:g} mends best")
+        if self.teacher:
+            words.append("the original teaches beside the labels")
         if self.seconds:
             words.append(f"an iteration takes {self.seconds:.2g} s")
         return "; ".join([*words, f"{self.iterations} iterations a trial"])
 
     def applied(self, config: Config) -> Config:
         """The settings of a search with what was found in them."""
-        train = config.train.model_copy(update={"iterations": self.iterations})
+        distill = {} if self.teacher is None else {"weight": self.teacher}
         return config.model_copy(
-            update={"train": train, "solver": config.solver.model_copy(update=self.solver)}
+            update={
+                "train": config.train.model_copy(update={"iterations": self.iterations}),
+                "solver": config.solver.model_copy(update=self.solver),
+                "distill": config.distill.model_copy(update=distill),
+            }
         )
 
 
@@ -89,6 +97,7 @@ class Prober:
 
     run: holds the model.  restore: puts the original back.  goals: by density.  within: whether a
     held-out metric is within the budget; None where no budget counts.  highest: compression.
+    by_heart: the original knows the held-out rows, which then flatter what it teaches.
     """
 
     run: Run
@@ -98,6 +107,7 @@ class Prober:
     goals: Callable[[float], list[Goal]]
     within: Callable[[float], bool] | None
     highest: float
+    by_heart: bool = False
 
     def find(self, asked: float | None) -> Probe:
         """What there is to know; from the run folder where it stands there.
@@ -126,7 +136,7 @@ class Prober:
         ratio = self._one_cut(fisher)
         solver: dict[str, Any] = {}
         losses: dict[str, float] = {}
-        seconds = 0.0
+        seconds, teacher = 0.0, None
         if not given or timed:
             beyond = min(next_growth([ratio], config.target.growth) * ratio, self.highest)
             if asked is not None:
@@ -140,9 +150,14 @@ class Prober:
             if not given:
                 kind, lr = SOLVERS[choice(untrained, list(losses.values()))]
                 solver = {"type": kind, "lr": lr}
+                if self.run.objective.open and not self.by_heart:
+                    taught, slower = self._train(fisher, beyond, kind, lr, iterations, BESIDE)
+                    teacher = BESIDE if taught < TAUGHT * losses[f"{kind} {lr:g}"] else 0.0
+                    losses[f"{kind} {lr:g}, taught"] = taught
+                    seconds = slower if teacher else seconds
         if timed:
             iterations = in_time(iterations, distributed.from_main(seconds))
-        return Probe(ratio, solver, losses, seconds, iterations)
+        return Probe(ratio, solver, losses, seconds, iterations, teacher)
 
     # ------------------------------------------------------------------ one cut
 
@@ -193,9 +208,13 @@ class Prober:
     # ------------------------------------------------------------------ short trainings
 
     def _train(
-        self, fisher: Mapping[str, Tensor], ratio: float, kind: str, lr: float, iterations: int
-    ) -> tuple[float, float]:
-        """(held-out loss after a short training with this solver, seconds of an iteration)."""
+        self, fisher: Mapping[str, Tensor], ratio: float, kind: str, lr: float, iterations: int,
+        teacher: float | None = None,
+    ) -> tuple[float, float]:  # fmt: skip
+        """(held-out loss after a short training with this solver, seconds of an iteration).
+
+        teacher: the original's part of the loss that trains; what is read is the run's own loss.
+        """
         run = self.run
         config = probe_config(run.config, kind, lr, iterations)
         folder = run.folder / f"probe-{kind}-{lr:g}"
@@ -205,12 +224,14 @@ class Prober:
         self.cut(fisher, ratio)
         idle = [LayerSurgery(x.name, x.tensors, Schedule(0.0), x.grain) for x in run.surgery]
         trained = run.again(Surgery(idle, config.seed), config, folder, run.fingerprint)
+        if teacher is not None:
+            trained.objective = run.objective.sharing(teacher)
         torch.manual_seed(config.seed)
         try:
             outcome = trained.train(self.data, None, silent)
         except Diverged:
             return math.inf, math.inf
-        loss = heldout_loss(trained, self.heldout)
+        loss = heldout_loss(run, self.heldout)
         if distributed.is_main():
             shutil.rmtree(folder)
         return loss, outcome.seconds / outcome.iterations

@@ -93,11 +93,13 @@ class Search:
         prober = Prober(
             run, self.data, self.heldout, lambda: _restore(run, self.first),
             lambda density: goals(list(run.surgery), self.sparsity, density),
-            self.within_budget if budget else None, self.highest,
+            self.within_budget if budget else None, self.highest, self.reference.moved,
         )  # fmt: skip
         asked = None if self.target.density is None else 1.0 / self.target.density
         found = prober.find(asked)
         self.config = found.applied(self.config)
+        if found.teacher:
+            run.objective = run.objective.sharing(found.teacher)
         if budget and not self.trials:
             prober.cut(prober.curvature(), found.ratio)
             self._record(self._untrained(found.ratio))

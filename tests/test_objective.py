@@ -83,7 +83,8 @@ def test_loss_and_metric_follow_from_labels_and_model(tail, targets, said: str) 
 
 
 def test_cross_entropy_is_the_one_of_torch_before_a_softmax() -> None:
-    training, found, batch = objective(net("Softmax"), Config(), **CLASSES)
+    config = parse_config({"distill": {"weight": 0.0}}, "test")
+    training, found, batch = objective(net("Softmax"), config, **CLASSES)
     inputs, targets = to_device(batch, CPU)
     logits = inputs[0] @ training.graph.w.weight.T
     got = found.loss(training(*inputs), inputs, targets)
@@ -128,6 +129,46 @@ def test_labels_and_teacher_are_mixed_with_hintons_temperature() -> None:
     got = found.loss([student], inputs, targets)
     torch.testing.assert_close(got, 0.7 * told + 0.3 * wanted)
     assert found.metric.name == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("targets", "loss"), [(CLASSES, "cross-entropy with labels and kl"),
+                          (YES_OR_NO, "binary with labels and binary"),
+                          (NUMBERS, "mse with labels and mse")],
+)  # fmt: skip
+def test_a_teacher_beside_labels_reads_outputs_as_they_do(targets, loss: str) -> None:
+    config = parse_config({"distill": {"weight": 0.3}}, "test")
+    _, found, _ = objective(net(), config, **targets)
+    assert found.said.startswith(f"{loss} with the original model as teacher (weight 0.3), at 'y'")
+
+
+def test_a_teacher_whose_part_is_open_says_nothing_until_it_has_one() -> None:
+    training, found, batch = objective(net("Softmax"), Config(), **CLASSES)
+    assert found.open
+    with torch.no_grad():
+        training.graph.w.weight.mul_(0.5)
+    inputs, targets = to_device(batch, CPU)
+    outputs = training(*inputs)
+    told = F.cross_entropy(outputs[0], targets["labels"])
+    assert torch.equal(found.loss(outputs, inputs, targets), told)
+    wanted = F.kl_div(
+        F.log_softmax(outputs[0], 1), F.softmax(2 * outputs[0], 1), reduction="batchmean"
+    )
+    shared = found.sharing(0.25)
+    torch.testing.assert_close(shared.loss(outputs, inputs, targets), 0.75 * told + 0.25 * wanted)
+    assert shared.said == f"{found.said}; the original model teaches, too (weight 0.25)"
+
+
+@pytest.mark.parametrize(
+    ("told", "targets"),
+    [({"distill": {"weight": 0.0}}, CLASSES), ({"distill": {"temperature": 2.0}}, CLASSES),
+     ({"solver": {"lr": 0.1}}, CLASSES), ({"surgery": {"c_rate": 1.0}}, CLASSES),
+     ({}, YES_OR_NO), ({}, {})],
+    ids=["weight", "temperature", "solver", "thresholds", "binary", "no labels"],
+)  # fmt: skip
+def test_what_is_told_leaves_the_teacher_no_open_part(told, targets) -> None:
+    _, found, _ = objective(net(), parse_config(told, "test"), **targets)
+    assert not found.open
 
 
 def test_relative_error_reads_what_users_read() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from dns_onnx import compress
 from dns_onnx.config import Config, parse_config
+from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError
 from dns_onnx.pipeline import Result
 from dns_onnx.probe import (
@@ -25,6 +26,8 @@ from dns_onnx.probe import (
     next_growth,
     probe_config,
 )
+from dns_onnx.reference import Reference
+from dns_onnx.train import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,10 +114,41 @@ def test_a_search_begins_with_one_cut_and_its_own_solver(small: Path) -> None:
     assert (first.iterations, first.ratio) == (0, pytest.approx(probe.ratio, rel=0.05))
     assert first.accepted
     assert others[0].plan.parent == 0
-    assert len(probe.losses) == len(SOLVERS)
+    assert len(probe.losses) == len(SOLVERS) + 1  # and once more beside the original as teacher
     assert all(math.isfinite(loss) for loss in probe.losses.values())
     solver = others[0].settings["solver"]
     assert (solver["type"], solver["lr"]) == (probe.solver["type"], probe.solver["lr"])
+
+
+@pytest.mark.parametrize(("taught", "weight"), [(math.inf, 0.5), (0.0, 0.0)])
+def test_the_original_teaches_beside_labels_where_that_helps(
+    small: Path, monkeypatch: pytest.MonkeyPatch, taught: float, weight: float
+) -> None:
+    monkeypatch.setattr("dns_onnx.probe.TAUGHT", taught)
+    found: list[object] = []
+    result = run(small, tell=found.append)
+    (probe,) = (f for f in found if isinstance(f, Probe))
+    assert probe.teacher == weight
+    assert ("teaches beside the labels" in probe.said) == bool(weight)
+    assert ("teaches, too" in result.objective) == bool(weight)
+    assert [t.settings["distill"]["weight"] for t in result.trials] == [weight] * 3
+    again = run(small, resume=True)
+    assert (again.objective, again.trials) == (result.objective, result.trials)
+
+
+def test_an_original_that_knows_the_held_out_rows_by_heart_is_not_asked(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(run: Run, data: Dataset, heldout: Dataset, original: float, *_: object) -> Reference:
+        return Reference(original - 0.01, original, "by heart")
+
+    monkeypatch.setattr("dns_onnx.search.settle", moved)
+    monkeypatch.setattr("dns_onnx.probe.TAUGHT", math.inf)
+    found: list[object] = []
+    run(small, tell=found.append)
+    (probe,) = (f for f in found if isinstance(f, Probe))
+    assert probe.teacher is None
+    assert len(probe.losses) == len(SOLVERS)
 
 
 def test_without_labels_a_search_finds_its_way_too(small: Path) -> None:
