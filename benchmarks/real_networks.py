@@ -51,15 +51,15 @@ class Net:
 
 
 NETS = {
-    "vnn22_sri_resnet_a": Net("labels", 0.5, 64, 120),
-    "vnn23_vit_cifar10_pgd_2_3_16": Net("labels", 0.5, 64, 120),
-    "gtcrn_simple": Net("original", 1.0, 16, 60),
-    "magika_v1": Net("original", 0.5, 8, 60),
+    "vnn22_sri_resnet_a": Net("labels", 0.5, 64, 250, {"data": {"holdout": 0.25}}),
+    "vnn23_vit_cifar10_pgd_2_3_16": Net("labels", 0.5, 64, 250, {"data": {"holdout": 0.25}}),
+    "silero_vad": Net("original", 1.0, 64, 600),
+    "gtcrn_simple": Net("original", 1.0, 16, 200),
+    "magika_v1": Net("original", 0.5, 8, 120, {"data": {"holdout": 0.2}}),
     "squeezenet_fp32_from_fp16": Net(
-        "original", 0.5, 16, 20, {"distill": {"weight": 1.0}, "data": {"holdout": 0.3}}
+        "original", 0.5, 16, 60, {"distill": {"weight": 1.0}, "data": {"holdout": 0.3}}
     ),
-    "ultraface_rfb_320": Net("original", 1.0, 8, 20),
-    "silero_vad": Net("original", 1.0, 64, 300),
+    "ultraface_rfb_320": Net("original", 1.0, 8, 60),
 }
 TRIALS = 5
 
@@ -136,7 +136,8 @@ def row_of(name: str, seed: int, result: Result, work: Path) -> dict[str, Any]:
         "net": name, "seed": seed, "learned": result.objective, "metric": judged.name,
         "before": judged.before, "after": judged.after, "drop": judged.drop, "rows": check.rows,
         "budget": NETS[name].drop, "kept": kept, "size": size, "sparsity": 1 - kept / size,
-        "one_cut": probe["ratio"], "solver": probe["solver"], "heldout_drop": best.drop,
+        "one_cut": probe["ratio"], "solver": probe["solver"], "teacher": probe["teacher"],
+        "heldout_drop": best.drop,
         "csr_bytes": check.sizes.file, "original_bytes": check.sizes.original,
         "ok": check.ok, "trials": len(result.trials), "iterations": NETS[name].iterations,
         "batch": NETS[name].batch, "seconds": sum(t.seconds for t in result.trials),
@@ -175,8 +176,8 @@ def say_found(found: Trial | Reference | Probe) -> None:
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """A line for each net; several seeds as a range."""
     header = ["net", "learned from", "seeds", "zeros", "compression", "of which one cut", "metric",
-              "original", "pruned", "drop", "budget", "bytes", "`csr` bytes", "solver",
-              "trained: batch x iterations x trials", "seconds"]  # fmt: skip
+              "original", "pruned", "drop", "budget", "held-out drop", "bytes", "`csr` bytes",
+              "solver", "trained: batch x iterations x trials", "seconds"]  # fmt: skip
     lines = []
     found = list(rows)
     for name, trained in dict.fromkeys((r["net"], r["trials"] > 1) for r in found):
@@ -190,8 +191,9 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             span([100 * r["before"] for r in of], ".2f", " %"),
             span([100 * r["after"] for r in of], ".2f", " %"),
             span([r["drop"] for r in of], "+.2f"), f"{one['budget']:g}",
+            span([r["heldout_drop"] for r in of], "+.2f"),
             f"{one['original_bytes']:,}", span([r["csr_bytes"] for r in of], ",.0f"),
-            ", ".join(dict.fromkeys(told(r["solver"]) for r in of)) if trained else "one cut",
+            ", ".join(dict.fromkeys(told(r) for r in of)) if trained else "one cut",
             f"{one['batch']} x {one['iterations']} x {span([r['trials'] - 1 for r in of], '.0f')}"
             if trained else "none",
             span([r["seconds"] for r in of], ".0f"),
@@ -199,9 +201,10 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     return report.markdown((header, lines))
 
 
-def told(solver: dict[str, Any]) -> str:
-    """The solver that a probe chose."""
-    return f"{solver['type']} {solver['lr']:g}"
+def told(row: dict[str, Any]) -> str:
+    """The solver that a probe chose, and whether the original taught beside the labels."""
+    beside = ", original beside labels" if row["teacher"] else ""
+    return f"{row['solver']['type']} {row['solver']['lr']:g}{beside}"
 
 
 def span(values: list[float], form: str, unit: str = "") -> str:
