@@ -100,7 +100,7 @@ def measure_layer(
 ) -> dict[str, Any]:
     """Medians of one layer, and `gflops` of ours on the nonzeros."""
     rng = np.random.default_rng(SEED)
-    weight = pruned(rng, layer.weight, layer.density)
+    weight = pruned(rng, layer.weight, layer.density).astype(options.values).astype(np.float32)
     x = sample(layer.x)
     path = folder / "layer.onnx"
     path.write_bytes(layer_model(layer, weight, sparse=False))
@@ -217,6 +217,12 @@ def main() -> None:
         choices=CLOCKS,
         default="wall",
         help="cpu: for one thread on a busy machine; counts the peers' idle spinning too",
+    )
+    parser.add_argument(
+        "--values",
+        choices=("float32", "float16"),
+        default="float32",
+        help="float16: weights of the layers that float16 holds exactly, as such files store them",
     )
     parser.add_argument("--only", default="", help="layers and nets whose name holds this text")
     parser.add_argument("--openvino", metavar="PYTHON", help="interpreter that has openvino")

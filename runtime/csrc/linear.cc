@@ -85,25 +85,43 @@ void add_scaled(Parallel& parallel, int64_t m, int64_t n, Strided c, float beta,
   parallel.run(static_cast<size_t>(m), task);
 }
 
+// Where each of `parts` consecutive parts of about the same size begins, and where the last ends.
+// ends: how far each item reaches, from 0 on.
+std::vector<int64_t> even_parts(const std::vector<int64_t>& ends, int64_t parts) {
+  const auto items = static_cast<int64_t>(ends.size()) - 1;
+  parts = std::min(parts, items);
+  std::vector<int64_t> starts = {0};
+  for (int64_t part = 1; part < parts; ++part) {
+    const auto item = std::lower_bound(ends.begin(), ends.end() - 1, ends.back() * part / parts);
+    starts.push_back(item - ends.begin());
+  }
+  starts.push_back(items);
+  return starts;
+}
+
 }  // namespace
 
 Linear::Linear(Csr weights, float alpha) : weights_(std::move(weights)) {
   if (alpha != 1.0F) {
     for (float& value : weights_.values) value *= alpha;
   }
-  if (weights_.width <= int64_t{std::numeric_limits<uint16_t>::max()} + 1) {
-    narrow_columns_.resize(weights_.columns.size());
-    std::transform(weights_.columns.begin(), weights_.columns.end(), narrow_columns_.begin(),
-                   [](uint32_t column) { return static_cast<uint16_t>(column); });
+  const KernelSet& kernels = kernel_set();
+  vector_cycles_ = static_cast<double>(weights_.nnz()) * kernels.gemv_cycles;
+  if (kernels.lanes != nullptr) {
+    lanes_ = row_lanes(weights_, static_cast<int64_t>(vector_cycles_ / kernels.lanes_cycles));
   }
-  const int64_t tasks =
-      std::clamp<int64_t>(weights_.nnz() / kEntriesOfTask, 1, std::min(kMostTasks, weights_.rows));
-  for (int64_t t = 0; t < tasks; ++t) {
-    const auto row = std::lower_bound(weights_.row_ptr.begin(), weights_.row_ptr.end() - 1,
-                                      weights_.nnz() * t / tasks);
-    task_rows_.push_back(t == 0 ? 0 : row - weights_.row_ptr.begin());
+  const int64_t tasks = std::clamp<int64_t>(weights_.nnz() / kEntriesOfTask, 1, kMostTasks);
+  if (!lanes_.empty()) {
+    vector_cycles_ = static_cast<double>(lanes_.windows.size()) * kernels.lanes_cycles;
+    task_starts_ = even_parts(lanes_.steps, tasks);
+  } else {
+    task_starts_ = even_parts(weights_.row_ptr, tasks);
+    if (weights_.width <= int64_t{std::numeric_limits<uint16_t>::max()} + 1) {
+      narrow_columns_.resize(weights_.columns.size());
+      std::transform(weights_.columns.begin(), weights_.columns.end(), narrow_columns_.begin(),
+                     [](uint32_t column) { return static_cast<uint16_t>(column); });
+    }
   }
-  task_rows_.push_back(weights_.rows);
   panel_weights_ = {&weights_, 1, weights_.width, weights_.rows, weights_.width};
 }
 
@@ -138,7 +156,7 @@ Layout Linear::layout(int64_t m) const {
 std::shared_ptr<const PanelProduct> Linear::product(int64_t m, bool rows_are_vectors) const {
   return products_.get({m, rows_are_vectors}, [&]() -> std::shared_ptr<const PanelProduct> {
     Layout panels = layout(m);
-    const double by_row = static_cast<double>(m * weights_.nnz()) * kernel_set().gemv_cycles;
+    const double by_row = static_cast<double>(m) * vector_cycles_;
     if (rows_are_vectors && by_row <= choose_block(panel_weights_, panels)) return nullptr;
     return std::make_shared<const PanelProduct>(panel_weights_, std::move(panels));
   });
@@ -146,10 +164,9 @@ std::shared_ptr<const PanelProduct> Linear::product(int64_t m, bool rows_are_vec
 
 void Linear::by_vector(Parallel& parallel, int64_t m, Strided a, const float* start,
                        const Finish& finish, float* y) const {
-  const auto tasks = static_cast<int64_t>(task_rows_.size()) - 1;
+  const size_t tasks = task_starts_.size() - 1;
   auto task = [&](size_t index) {
-    const int64_t row = static_cast<int64_t>(index) / tasks;
-    const auto part = static_cast<size_t>(static_cast<int64_t>(index) % tasks);
+    const auto row = static_cast<int64_t>(index / tasks);
     const GemvJob job = {weights_.values.data(),
                          narrow_columns_.empty() ? nullptr : narrow_columns_.data(),
                          weights_.columns.data(),
@@ -157,13 +174,51 @@ void Linear::by_vector(Parallel& parallel, int64_t m, Strided a, const float* st
                          start,
                          a.data + row * a.row_stride,
                          y + row * weights_.rows};
-    const int64_t first = task_rows_[part], last = task_rows_[part + 1];
-    kernel_set().gemv(job, first, last);
-    if (finish.none()) return;
-    float* out = job.y + first;
-    kernel_set().families->finish({out, nullptr, finish.activation, last - first, out});
+    if (lanes_.empty()) {
+      by_rows(job, index % tasks, finish);
+    } else {
+      by_lanes(job, index % tasks, finish);
+    }
   };
-  parallel.run(static_cast<size_t>(m * tasks), task);
+  parallel.run(static_cast<size_t>(m) * tasks, task);
+}
+
+void Linear::by_rows(const GemvJob& job, size_t task, const Finish& finish) const {
+  const int64_t first = task_starts_[task], last = task_starts_[task + 1];
+  kernel_set().gemv(job, first, last);
+  if (finish.none()) return;
+  float* out = job.y + first;
+  kernel_set().families->finish({out, nullptr, finish.activation, last - first, out});
+}
+
+void Linear::by_lanes(const GemvJob& job, size_t task, const Finish& finish) const {
+  const KernelSet& kernels = kernel_set();
+  const LaneJob lanes = {lanes_.steps.data(),
+                         lanes_.windows.data(),
+                         lanes_.places.data(),
+                         lanes_.values.data(),
+                         lanes_.halves.empty() ? nullptr : lanes_.halves.data(),
+                         job.x};
+  for (int64_t group = task_starts_[task]; group < task_starts_[task + 1]; ++group) {
+    float sums[kLanes];
+    kernels.lanes(lanes, group, sums);
+    const uint32_t* rows = lanes_.rows.data() + group * kLanes;
+    const auto count = static_cast<int>(std::min<int64_t>(kLanes, weights_.rows - group * kLanes));
+    bool is_nan = false;
+    for (const float sum : sums) is_nan |= sum != sum;
+    if (is_nan) {  // perhaps only from an input that a lane's zero met: row by row
+      for (int lane = 0; lane < count; ++lane) {
+        kernels.gemv(job, rows[lane], rows[lane] + 1);
+        sums[lane] = job.y[rows[lane]];
+      }
+    } else if (job.start != nullptr) {
+      for (int lane = 0; lane < count; ++lane) sums[lane] += job.start[rows[lane]];
+    }
+    if (!finish.none()) {
+      kernels.families->finish({sums, nullptr, finish.activation, count, sums});
+    }
+    for (int lane = 0; lane < count; ++lane) job.y[rows[lane]] = sums[lane];
+  }
 }
 
 void Linear::run(Parallel& parallel, int64_t m, Strided a, Strided c, float beta,

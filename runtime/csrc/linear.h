@@ -5,6 +5,7 @@
 
 #include "csr.h"
 #include "panel_product.h"
+#include "row_lanes.h"
 
 namespace dns_onnx {
 
@@ -29,12 +30,17 @@ class Linear {
  private:
   void by_vector(Parallel& parallel, int64_t m, Strided a, const float* start,
                  const Finish& finish, float* y) const;
+  void by_rows(const GemvJob& job, size_t task, const Finish& finish) const;
+  void by_lanes(const GemvJob& job, size_t task, const Finish& finish) const;
   std::shared_ptr<const PanelProduct> product(int64_t m, bool rows_are_vectors) const;
   Layout layout(int64_t m) const;
 
   Csr weights_;
-  std::vector<uint16_t> narrow_columns_;  // of a matrix whose columns fit, read by single vectors
-  std::vector<int64_t> task_rows_;        // first row of each task, of about as many entries each
+  RowLanes lanes_;                        // for single vectors, where that is faster
+  std::vector<uint16_t> narrow_columns_;  // for single vectors else, where columns fit
+  std::vector<int64_t> task_starts_;      // first row, or group of lanes_, of each task: about as
+                                          // many entries each
+  double vector_cycles_;                  // estimated, of a product with one vector
   PanelWeights panel_weights_;
   mutable PlanCache<PanelProduct> products_;
   mutable Scratch scratch_;

@@ -29,9 +29,14 @@ SHAPES = {
     "batch_64": (64, 128, 50, 0.07),
     "batch_100": (100, 70, 40, 0.4),
     "wide": (1, 70000, 9, 0.01),
+    "vector_of_a_window": (1, 64, 40, 0.2),
+    "vector_of_many_windows": (1, 1003, 37, 0.2),
+    "two_vectors": (2, 1003, 33, 0.2),
     "no_nonzeros": (5, 20, 10, 0.0),
     "batch_zero": (0, 20, 10, 0.5),
 }
+# The same weights as float16 and as float32 that no float16 equals, in a matrix of several MB.
+FAR = (1100, 2000)
 INDEX_TYPES = (np.uint8, np.uint16, np.int32, np.int64)
 
 
@@ -124,6 +129,35 @@ def test_float16_values_are_widened_exactly(make_layer: Make) -> None:
     np.testing.assert_array_equal(got[0], values.astype(np.float16).astype(np.float32))
 
 
+@pytest.mark.parametrize("dropped_bits", [13, 12], ids=["float16", "float32"])
+def test_large_matrix_times_a_vector(
+    dropped_bits: int, make_layer: Make, make_pruned: Make, close: Make
+) -> None:
+    rng = np.random.default_rng(10)
+    weight = make_pruned(rng, FAR, 0.2)
+    weight = (weight.view(np.int32) >> dropped_bits << dropped_bits).view(np.float32)
+    weight[3, 4:7] = 2.0**-24 * np.array([1, -5, 1023])  # float16 subnormals
+    weight[::7] *= rng.random(FAR[1]) < 0.3  # rows of unequal length
+    layer = make_layer("CsrGemm", weight, transB=1)
+    x = rng.standard_normal((1, FAR[1])).astype(np.float32)
+    x[0, 4:7] *= 2.0**20
+    got = layer.run(x)
+    close(got, x @ weight.T)
+    np.testing.assert_array_equal(layer.run(x, threads=2), got)
+
+
+def test_zero_weights_that_are_stored_meet_infinite_inputs(make_layer: Make) -> None:
+    weight = np.ones((32, 256), np.float32)
+    layer = make_layer("CsrGemm", weight, transB=1)
+    layer.operands["values"] = layer.operands["values"].copy()
+    layer.operands["values"][5] = 0.0
+    x = np.ones((1, 256), np.float32)
+    x[0, 5] = np.inf
+    got = layer.run(x)[0]
+    assert np.isnan(got[0])
+    assert (got[1:] == np.inf).all()
+
+
 @pytest.mark.parametrize("kind", [np.float16, np.int8, np.float32])
 @pytest.mark.parametrize("op", ["CsrGemm", "CsrMatMul"])
 def test_rows_are_scaled(
@@ -185,13 +219,14 @@ def test_matmul_equals_dense(
 
 
 @pytest.mark.parametrize("m", [1, 2, 4, 9, 40])
+@pytest.mark.parametrize("k", [70, 700])
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
 def test_nan_and_inf_reach_the_rows_that_store_them(
-    m: int, special: float, make_layer: Make, make_pruned: Make
+    m: int, k: int, special: float, make_layer: Make, make_pruned: Make
 ) -> None:
     rng = np.random.default_rng(6)
-    weight = make_pruned(rng, (21, 70), 0.2)
-    x = rng.standard_normal((m, 70)).astype(np.float32)
+    weight = make_pruned(rng, (21, k), 0.2)
+    x = rng.standard_normal((m, k)).astype(np.float32)
     x[0, [0, 33]] = special
     layer = make_layer("CsrGemm", weight, alpha=1.0, beta=1.0, transA=0, transB=1)
     hit = (weight[:, [0, 33]] != 0).any(axis=1)

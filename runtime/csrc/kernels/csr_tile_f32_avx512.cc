@@ -46,7 +46,8 @@ const Family kFamilies[] = {
 
 }  // namespace
 
-const KernelSet kAvx512Kernels = {"avx512", kFamilies,    2, csr_gemv_f32_avx2,
-                                  1.0F,     peak<Avx512>, 16, lrn_f32_avx2};
+const KernelSet kAvx512Kernels = {
+    "avx512", kFamilies, 2, csr_gemv_f32_avx2, 1.0F, csr_lanes_f32_avx512, 12.5F, peak<Avx512>, 16,
+    lrn_f32_avx2};
 
 }  // namespace dns_onnx

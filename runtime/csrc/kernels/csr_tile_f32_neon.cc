@@ -31,7 +31,7 @@ const Family kFamilies[] = {
 
 }  // namespace
 
-const KernelSet kNeonKernels = {"neon", kFamilies, 1, csr_gemv_f32_portable, 1.5F, peak<Neon>, 4,
-                                lrn_f32_portable};
+const KernelSet kNeonKernels = {"neon", kFamilies, 1,          csr_gemv_f32_portable, 1.5F,
+                                nullptr, 0.0F,     peak<Neon>, 4,                     lrn_f32_portable};
 
 }  // namespace dns_onnx

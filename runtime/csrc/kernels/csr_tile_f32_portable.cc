@@ -33,7 +33,8 @@ const Family kFamilies[] = {
 
 }  // namespace
 
-const KernelSet kPortableKernels = {"portable", kFamilies,     1, csr_gemv_f32_portable,
-                                    2.0F,       peak<Vector4>, 4, lrn_f32_portable};
+const KernelSet kPortableKernels = {
+    "portable", kFamilies, 1,             csr_gemv_f32_portable, 2.0F,
+    nullptr,    0.0F,      peak<Vector4>, 4,                     lrn_f32_portable};
 
 }  // namespace dns_onnx

@@ -133,6 +133,32 @@ struct GemvJob {
   float* y;
 };
 
+// For products with one vector, kLanes rows at a time: each step of such a group has a window of
+// kWindow inputs, from which each row may take kTurns entries.  See row_lanes.h.
+constexpr int kLanes = 16, kTurns = 2, kWindow = 64;
+
+// Where each lane's input lies: in the window's lower half at `of`, in its upper half at
+// `of - kUpperHalf`.
+struct alignas(16) LanePlaces {
+  int8_t of[kLanes];
+};
+constexpr int kUpperHalf = -128;
+struct alignas(64) LaneValues {
+  float of[kLanes];
+};
+struct alignas(32) LaneHalves {
+  uint16_t of[kLanes];  // bits of float16
+};
+
+struct LaneJob {
+  const int64_t* steps;      // of group g: steps[g] to steps[g + 1]
+  const uint32_t* windows;   // [steps] first input
+  const LanePlaces* places;  // [steps][kTurns]
+  const LaneValues* values;  // likewise; one of the two is null
+  const LaneHalves* halves;
+  const float* x;
+};
+
 // y[i] = x[i] / (bias + scale * sum of x[channel * count + i]^2 for first <= channel <= last)^beta
 // for i < count; `first` and `last` count channels from x's own.
 struct LrnJob {
@@ -149,6 +175,10 @@ struct KernelSet {
   size_t family_count;
   void (*gemv)(const GemvJob&, int64_t first, int64_t last);
   float gemv_cycles;  // of one entry
+  // The sums of one group's rows; NaN where x holds NaN or infinities, perhaps beside the entries.
+  // Null where rows are as fast one by one.
+  void (*lanes)(const LaneJob&, int64_t group, float* sums);
+  float lanes_cycles;  // of one step
   // Does count x kPeakChains x lanes multiply-adds that wait for nothing: the CPU's peak.
   float (*peak)(int64_t count);
   int peak_lanes;
@@ -161,6 +191,7 @@ extern const KernelSet kPortableKernels;
 extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;
 void csr_gemv_f32_avx2(const GemvJob& job, int64_t first, int64_t last);
+void csr_lanes_f32_avx512(const LaneJob& job, int64_t group, float* sums);
 void lrn_f32_avx2(const LrnJob& job);
 #endif
 #ifdef DNS_ONNX_NEON
