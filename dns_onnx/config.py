@@ -208,6 +208,8 @@ class Target(_Strict):
         the metric itself may be, as a fraction (0.99, not 99 %).
     reference: what drops are counted from: auto looks whether the original knows the held-out rows
         by heart, and by how much (`reference`); original takes its own metric as it is.
+    curvature: whose curvature, in training, says what cutting an entry costs: the mean over its
+        layer, or the entry's own.
     trials: at most so many; iterations are those of one trial.  growth: factor on the compression
         from trial to trial while all goes well.  precision: the search ends when it knows the
         highest compression within the budget to this factor.
@@ -218,6 +220,7 @@ class Target(_Strict):
     max_drop: float | None = Field(None, allow_inf_nan=False)
     min_metric: float | None = Field(None, allow_inf_nan=False)
     reference: Literal["auto", "original"] = "auto"
+    curvature: Literal["layer", "entry"] = "layer"
     trials: int = Field(16, ge=1)
     growth: float = Field(4.0, gt=1)
     precision: float = Field(1.1, gt=1)

@@ -18,6 +18,7 @@ from dns_onnx.errors import ConfigError
 
 _BLOCKS = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 _N_OF_M = re.compile(r"([1-9]\d*):([1-9]\d*)")
+DAMPING = 0.1  # of the mean curvature of a layer, in that of each entry
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,46 @@ class Elements:
 
     def size(self, weight: Tensor) -> int:
         """Entries in a (whole) group."""
+        return 1
+
+
+class Weighed:
+    """Every entry by itself, its magnitude weighed by how its curvature compares with its layer's.
+
+    To second order, cutting an entry w raises the loss by F w^2 / 2, F its mean squared gradient.
+    So entries of a layer compare by |w| sqrt(F / mean F), with `DAMPING` of the mean mixed in: a
+    few gradients say little of one entry.
+
+    squares: F, a moving average.  factors: what magnitudes are multiplied by.  Both float32, in the
+    weight's shape and layout.
+    Source: LeCun, Denker, Solla, "Optimal Brain Damage", NIPS 1989.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.squares = torch.zeros_like(weight, dtype=torch.float32)
+        self.factors = torch.ones_like(self.squares)
+
+    def listen(self, gradient: Tensor, memory: float) -> None:
+        """Take in a gradient; `memory` of what was known stays."""
+        g = gradient.float()
+        self.squares.mul_(memory).addcmul_(g, g, value=1 - memory)
+
+    def weigh(self, mask: Tensor) -> None:
+        """Set the factors; the mean is that over the kept entries."""
+        mean = (self.squares * mask).sum() / mask.sum().clamp_min(1)
+        share = (1 - DAMPING) / mean.clamp_min(torch.finfo(torch.float32).tiny)
+        torch.sqrt(self.squares * share + DAMPING, out=self.factors)
+
+    def magnitudes(self, weight: Tensor) -> Tensor:
+        return weight.abs() * self.factors
+
+    def groups(self, mask: Tensor) -> Tensor:
+        return mask
+
+    def entries(self, groups: Tensor, like: Tensor) -> Tensor:
+        return groups
+
+    def size(self, weight: Tensor) -> int:
         return 1
 
 
@@ -136,7 +177,8 @@ class NOfM:
         return flat.movedim(-1, self.in_axis)
 
 
-AnyGrain = Elements | Blocks | Channels | NOfM
+Thresholded = Elements | Weighed | Blocks | Channels  # what a threshold decides about
+AnyGrain = Thresholded | NOfM
 
 
 def grain_of(name: str, out_axis: int | None, in_axis: int | None, layer: str) -> AnyGrain:

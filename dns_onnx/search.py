@@ -190,7 +190,7 @@ class Search:
         layers = list(self.run.surgery)
         surgery = TargetSurgery(
             layers, config.seed, goals(layers, self.sparsity, 1.0 / plan.ratio), descent(config),
-            drawn=not self.run.objective.has_labels,
+            drawn=not self.run.objective.has_labels, by_entry=self.target.curvature == "entry",
         )  # fmt: skip
         fingerprint = {**self.run.fingerprint, "plan": asdict(plan), "trial": number}
         return self.run.again(surgery, config, self._folder(number), fingerprint)

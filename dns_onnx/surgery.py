@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dns_onnx.errors import CheckpointError, TrainingError
-from dns_onnx.granularity import AnyGrain, Blocks, Channels, Elements, NOfM
+from dns_onnx.granularity import AnyGrain, Channels, Elements, NOfM, Thresholded
 from dns_onnx.masks import SCRATCH, Masked, chunks, local, on_cpu
 
 LOWER_EDGE = 0.9  # a = 0.9 t: a kept entry at or below it is cut
@@ -172,7 +172,7 @@ class LayerSurgery:
             bonus = UPPER_EDGE / LOWER_EDGE
             weight.mask.copy_(grain.choose(weight.weight.detach(), weight.mask, keep, bonus))
 
-    def parts(self) -> Iterator[tuple[Masked, Tensor, Elements | Blocks | Channels]]:
+    def parts(self) -> Iterator[tuple[Masked, Tensor, Thresholded]]:
         """(holder, its mask, what is cut as one): what thresholds decide about."""
         for tensor in self.tensors:
             if tensor.mask is None:
@@ -255,8 +255,15 @@ class Surgery:
         """The mu and std of every layer, for a checkpoint (the masks live in their holders)."""
         return {layer.key: {"mu": layer.mu, "std": layer.std} for layer in self.layers}
 
-    def load_state(self, state: Mapping[str, Mapping[str, float | None]]) -> None:
-        """Take mu and std back from `state`; they are never measured a second time."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What of the state is tensors, for a checkpoint, by name."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take mu and std back from `state`; they are never measured a second time.
+
+        tensors: holds `tensors` under their names.
+        """
         names = [layer.key for layer in self.layers]
         if sorted(state) != sorted(names):
             raise CheckpointError(

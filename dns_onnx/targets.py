@@ -5,7 +5,8 @@ by F_l w^2 / 2, with F_l the mean squared gradient over the layer's kept entries
 Fisher information, one number a layer; where the original model teaches, of drawn targets: see
 `curvature`).  So t_l = price / sqrt(F_l), and the price is the one at
 which the wanted number of entries stays.  F_l and with it every threshold move while the network
-trains; cutting and splicing stay those of the paper.
+trains; cutting and splicing stay those of the paper.  Where asked for, each entry's own mean
+squared gradient weighs its magnitude as well (`granularity.Weighed`).
 
 Source: LeCun, Denker, Solla, "Optimal Brain Damage", NIPS 1989 (the price of an entry); Zhu and
 Gupta, "To prune, or not to prune", 2017 (the cubic descent to the goal).
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dns_onnx.errors import CheckpointError
-from dns_onnx.granularity import Blocks, Channels, Elements
+from dns_onnx.granularity import Elements, Thresholded, Weighed
 from dns_onnx.masks import SCRATCH, chunks, on_cpu
 from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE, LayerSurgery, Surgery, update_probability
 
@@ -75,15 +76,16 @@ class TargetSurgery(Surgery):
     """Surgery whose thresholds follow from how many entries shall stay.
 
     goals: each layer in exactly one of them.  drawn: the gradients that it will read are drawn
-    (`curvature`), not the loss's own.  Besides `step`, call `listen(i)` when the gradients are
-    there, at least where `listens(i)`.
+    (`curvature`), not the loss's own.  by_entry: weigh entries that are cut one by one by their own
+    curvature.  Besides `step`, call `listen(i)` when the gradients are there, at least where
+    `listens(i)`.
     """
 
     def __init__(
         self, layers: Sequence[LayerSurgery], seed: int, goals: Sequence[Goal], descent: Descent,
-        drawn: bool = False,
+        drawn: bool = False, by_entry: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(layers, seed)
+        super().__init__([_weighed(x) for x in layers] if by_entry else layers, seed)
         self.drawn = drawn
         self.goals, self.descent = list(goals), descent
         device = layers[0].tensors[0].weight.device
@@ -105,6 +107,9 @@ class TargetSurgery(Surgery):
         for layer in self.layers:
             found = mean_square_gradient(layer)
             self.fisher[layer.key].mul_(memory).add_(found, alpha=1 - memory)
+            gradient = layer.tensors[0].weight.grad
+            if isinstance(layer.grain, Weighed) and gradient is not None:
+                layer.grain.listen(gradient, memory)
 
     def listens(self, iteration: int) -> bool:
         """Whether gradients are read at this iteration."""
@@ -147,8 +152,11 @@ class TargetSurgery(Surgery):
         """Set the thresholds of the goal's layers; `exact`: cut them to the goal at once."""
         progress = {key: self.progress(key, iteration) for key in goal.layers}
         begun = [x for x in self.layers if progress.get(x.key, 0.0) > 0]
-        if exact:
-            for layer in begun:
+        for layer in begun:
+            mask = layer.tensors[0].mask
+            if isinstance(layer.grain, Weighed) and mask is not None:
+                layer.grain.weigh(mask)
+            if exact:
                 layer.keep_of_m(1.0)
         chosen = [x for x in begun if any(x.parts())]
         if not chosen:
@@ -201,8 +209,18 @@ class TargetSurgery(Surgery):
             },
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up `state`."""
+    def tensors(self) -> dict[str, Tensor]:
+        """The curvature of the entries, where it weighs them."""
+        found = {}
+        for layer in self.layers:
+            if isinstance(layer.grain, Weighed):
+                found[f"squares.{layer.key}"] = layer.grain.squares
+                found[f"factors.{layer.key}"] = layer.grain.factors
+        return found
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take up `state` and `tensors`."""
         if sorted(state.get("layers", {})) != sorted(self.fisher):
             raise CheckpointError(
                 f"surgery state: expected the layers {sorted(self.fisher)}, got another set; "
@@ -214,6 +232,15 @@ class TargetSurgery(Surgery):
             self.first_kept[key] = values["first_kept"]
             if values["t"] is not None:
                 self.t[key] = torch.full_like(self.fisher[key], values["t"])
+        for name, values in self.tensors().items():
+            values.copy_(tensors[name])
+
+
+def _weighed(layer: LayerSurgery) -> LayerSurgery:
+    """The same layer; its entries, where they are cut one by one, weighed."""
+    weight = layer.tensors[0].weight.detach()
+    grain = Weighed(weight) if isinstance(layer.grain, Elements) else layer.grain
+    return LayerSurgery(layer.name, layer.tensors, layer.schedule, grain)
 
 
 def mean_square_gradient(layer: LayerSurgery) -> Tensor:
@@ -291,7 +318,7 @@ def some(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
     return values.view(-1)[::k], mask.view(-1)[::k], k
 
 
-def limits(weight: Tensor, mask: Tensor, grain: Elements | Blocks | Channels) -> Tensor:
+def limits(weight: Tensor, mask: Tensor, grain: Thresholded) -> Tensor:
     """The highest t at which each group would stay, or come back: float32, one number a group."""
     edge = grain.groups(mask).float()  # faster than torch.where
     edge.mul_(1 / LOWER_EDGE - 1 / UPPER_EDGE).add_(1 / UPPER_EDGE)

@@ -239,7 +239,7 @@ class Run:
         if not all(bool(torch.isfinite(tensors[f"weight.{n}"]).all()) for n in self.weights):
             raise Diverged(self._diverged("weights that are not finite"))
         tensors |= {f"best.{name}": whole(w) for name, w in self.best.weights.items()}
-        tensors |= self.journal.tensors()
+        tensors |= self.journal.tensors() | self.surgery.tensors()
         best = {"metric": self.best.metric, "iteration": self.best.iteration}
         state = {
             "fingerprint": self.fingerprint, "surgery": self.surgery.state(),
@@ -281,7 +281,7 @@ class Run:
             torch.cuda.set_rng_state(distributed.own(t["rng.cuda"]), self.device)
         self.precision.load_state(found.state["scale"])
         torch.set_num_threads(found.state["threads"])
-        self.surgery.load_state(found.state["surgery"])
+        self.surgery.load_state(found.state["surgery"], t)
         if found.state["best"]:
             weights = {
                 n: distributed.like(t[f"best.{n}"], h.weight) for n, h in self.weights.items()

@@ -178,10 +178,10 @@ def test_a_ramp_to_a_negative_c_rate_rises_too() -> None:
 def test_state_survives_and_foreign_state_is_refused() -> None:
     first, second = (layer(torch.tensor([1.0, 3.0]), Schedule(0.0)) for _ in range(2))
     first.thresholds(0)
-    Surgery([second], 0).load_state(Surgery([first], 0).state())
+    Surgery([second], 0).load_state(Surgery([first], 0).state(), {})
     assert (second.mu, second.std) == (first.mu, first.std)
     with pytest.raises(CheckpointError, match="expected the layers"):
-        Surgery([second], 0).load_state({"other": {"mu": 1.0, "std": 1.0}})
+        Surgery([second], 0).load_state({"other": {"mu": 1.0, "std": 1.0}}, {})
 
 
 def test_nothing_to_operate_on_is_an_error() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from dns_onnx import targets
 from dns_onnx.errors import CheckpointError
-from dns_onnx.granularity import Blocks, NOfM
+from dns_onnx.granularity import Blocks, NOfM, Weighed
 from dns_onnx.masks import Masked
 from dns_onnx.surgery import ELEMENTS, LOWER_EDGE, UPPER_EDGE, LayerSurgery, Schedule
 from dns_onnx.targets import Descent, Goal, TargetSurgery
@@ -49,15 +49,19 @@ def run(surgery: TargetSurgery, iterations: int, sizes: list[float], start: int 
     return kept
 
 
-def made_surgery(goal: int, **descent: object) -> TargetSurgery:
+def made_surgery(goal: int, by_entry: bool = False) -> TargetSurgery:
     made = layers((30, 40), (10, 30))
-    settings = {"iter_stop": 300, "ramp_iters": 250, **descent}
-    return TargetSurgery(made, 0, [Goal(("w0", "w1"), goal)], Descent(**settings))  # type: ignore[arg-type]
+    goals = [Goal(("w0", "w1"), goal)]
+    return TargetSurgery(made, 0, goals, Descent(300, 250), by_entry=by_entry)
 
 
+by_layer_or_entry = pytest.mark.parametrize("by_entry", [False, True], ids=["layer", "entry"])
+
+
+@by_layer_or_entry
 @pytest.mark.parametrize("goal", [1540, 700, 77, 5])
-def test_the_goal_is_met_exactly(goal: int) -> None:
-    assert run(made_surgery(goal), 301, [1.0, 1.0])[-1] == goal
+def test_the_goal_is_met_exactly(goal: int, by_entry: bool) -> None:
+    assert run(made_surgery(goal, by_entry), 301, [1.0, 1.0])[-1] == goal
 
 
 def test_entries_go_gradually_and_some_come_back() -> None:
@@ -90,6 +94,33 @@ def test_layers_with_larger_gradients_keep_more() -> None:
     assert f[0] / f[1] == pytest.approx(4, rel=0.3)
     t = [float(surgery.t[key]) for key in ("w0", "w1")]
     assert t[1] / t[0] == pytest.approx(np.sqrt(f[0] / f[1]), rel=0.02)  # one price for both
+
+
+def test_entries_with_larger_gradients_keep_more_where_each_is_weighed() -> None:
+    kept = {}
+    for by_entry in (False, True):
+        surgery = made_surgery(300, by_entry)
+        for i in range(301):
+            surgery.step(i)
+            give_gradients(surgery.layers, [1.0, 1.0], i)
+            for layer in surgery:
+                layer.tensors[0].weight.grad[:, ::2] *= 4  # every other column matters more
+            surgery.listen(i)
+        masks = [layer.tensors[0].mask for layer in surgery]
+        kept[by_entry] = [int(m[:, ::2].sum()) / int(m.sum()) for m in masks]
+    assert kept[False] == pytest.approx([0.5, 0.5], abs=0.1)
+    assert min(kept[True]) > 0.8
+
+
+def test_an_entry_that_has_shown_nothing_still_has_a_price() -> None:
+    grain = Weighed(torch.zeros(3))
+    grain.listen(torch.tensor([0.0, 1.0, 1.0]), 0.9)
+    grain.weigh(torch.tensor([True, False, True]))
+    mean = 0.05  # of the kept: 0 and 0.1
+    expected = [np.sqrt(0.9 * f / mean + 0.1) for f in (0.0, 0.1, 0.1)]
+    assert grain.magnitudes(torch.tensor([-1.0, 1.0, 2.0])).tolist() == pytest.approx(
+        [expected[0], expected[1], 2 * expected[2]], rel=1e-5
+    )
 
 
 def test_no_layer_is_ever_closed() -> None:
@@ -177,12 +208,13 @@ def test_at_the_exact_end_an_entry_comes_back_only_for_one_that_is_clearly_small
     assert weight.mask.tolist() == [[True, True, False, True]]
 
 
-def test_a_resumed_surgery_goes_on_bit_for_bit() -> None:
-    whole, half = made_surgery(100), made_surgery(100)
+@by_layer_or_entry
+def test_a_resumed_surgery_goes_on_bit_for_bit(by_entry: bool) -> None:
+    whole, half = made_surgery(100, by_entry), made_surgery(100, by_entry)
     run(whole, 301, [2.0, 1.0])
     run(half, 123, [2.0, 1.0])
-    again = made_surgery(100)
-    again.load_state(half.state())
+    again = made_surgery(100, by_entry)
+    again.load_state(half.state(), half.tensors())
     for there, here in zip(again, half, strict=True):
         for a, b in zip(there.tensors, here.tensors, strict=True):
             a.weight.data.copy_(b.weight.data)
@@ -192,11 +224,13 @@ def test_a_resumed_surgery_goes_on_bit_for_bit() -> None:
         for a, b in zip(there.tensors, here.tensors, strict=True):
             assert torch.equal(a.mask, b.mask)
     assert again.state() == whole.state()
+    assert len(again.tensors()) == (4 if by_entry else 0)
+    assert all(torch.equal(v, whole.tensors()[k]) for k, v in again.tensors().items())
 
 
 def test_the_state_of_other_layers_is_refused() -> None:
     with pytest.raises(CheckpointError, match="expected the layers"):
-        made_surgery(100).load_state({"readings": 1, "layers": {"x": {}}})
+        made_surgery(100).load_state({"readings": 1, "layers": {"x": {}}}, {})
 
 
 @pytest.mark.parametrize("columns", [48, 50, 1 << 10])
