@@ -136,8 +136,8 @@ def row_of(name: str, seed: int, result: Result, work: Path) -> dict[str, Any]:
         "net": name, "seed": seed, "learned": result.objective, "metric": judged.name,
         "before": judged.before, "after": judged.after, "drop": judged.drop, "rows": check.rows,
         "budget": NETS[name].drop, "kept": kept, "size": size, "sparsity": 1 - kept / size,
-        "one_cut": probe["ratio"], "solver": probe["solver"], "teacher": probe["teacher"],
-        "heldout_drop": best.drop,
+        "one_cut": probe["ratio"], "solver": probe["solver"],
+        "beside": best.settings["distill"]["weight"], "heldout_drop": best.drop,
         "csr_bytes": check.sizes.file, "original_bytes": check.sizes.original,
         "ok": check.ok, "trials": len(result.trials), "iterations": NETS[name].iterations,
         "batch": NETS[name].batch, "seconds": sum(t.seconds for t in result.trials),
@@ -202,8 +202,8 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def told(row: dict[str, Any]) -> str:
-    """The solver that a probe chose, and whether the original taught beside the labels."""
-    beside = ", original beside labels" if row["teacher"] else ""
+    """The solver that a probe chose, and whether the original taught beside labels."""
+    beside = ", original beside labels" if row["beside"] == 0.5 else ""
     return f"{row['solver']['type']} {row['solver']['lr']:g}{beside}"
 
 

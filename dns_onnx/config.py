@@ -185,8 +185,8 @@ class Train(_Strict):
 class Distill(_Strict):
     """The original model as teacher.
 
-    weight: its part of the loss, from 0 to 1; default: 1 where there are no labels, else 0, or
-        where a run has a target and no solver is given either, what a short probe finds (`probe`).
+    weight: its part of the loss, from 0 to 1; default: 1 where there are no labels, else 0.  Where
+        a run has a target, labels teach to classify and no solver is given, a probe chooses.
     loss: kl, binary, mse (relative to the teacher's), l1 (the same), cosine or
         package.module:function; auto takes kl for class scores, mse elsewhere.
     temperature: softens class scores, of both.

@@ -42,7 +42,7 @@ class Objective:
 
     heads: the ends of the model that it looks at.  by_labels: None where labels do not teach.
     by_teacher: None where the original model cannot; `share` is its part of the loss.
-    open: whether that part is left to a probe.  said: what was chosen, in words.
+    said: what was chosen, in words.  open: whether the teacher's part is left to the search.
     """
 
     heads: tuple[Head, ...]
@@ -91,6 +91,16 @@ class Objective:
             outputs = self._read(model, batch, device)
             meter.update(outputs, self._wanted(batch, device))
         return meter.value()
+
+    def counted(self, model: TrainingGraph, data: Dataset, device: torch.device) -> int:
+        """How many answers of these rows the metric counts as right or wrong; 0 where it does not.
+
+        The first row speaks for all.
+        """
+        meter, row = self.metric.make(), data.take(np.arange(1))
+        with torch.no_grad():
+            meter.update(self._read(model, row, device), self._wanted(row, device))
+        return len(data) * int(getattr(meter, "seen", 0))
 
     def _read(self, model: TrainingGraph, batch: Batch, device: torch.device) -> list[Array]:
         inputs, _ = to_device(batch, device)
@@ -215,7 +225,7 @@ def read_by(loss: str, found: Sequence[Head]) -> tuple[Head, ...]:
 
 
 def _is_open(config: Config) -> bool:
-    """Whether the settings leave it to a probe how to train."""
+    """Whether the settings leave it to a search how to train."""
     told = {"type", "lr"} & config.solver.model_fields_set or config.distill.model_fields_set
     return not config.has_thresholds and not told
 

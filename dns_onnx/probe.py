@@ -38,11 +38,12 @@ READINGS = 16  # batches whose gradients say where one cut goes
 FIRST, FINE = 2.0, 1.06  # the first compression that is tried, and when the highest is known
 SOLVERS = (("sgd", 1e-2), ("sgd", 1e-3), ("adam", 3e-3), ("adam", 1e-3), ("adam", 3e-4),
            ("adam", 1e-4))  # fmt: skip
+GENTLE, BESIDE = ("adam", 3e-4), 0.5  # what says whether so much of the original's helps
 CLEARLY = 0.8  # the first solver stays where it mends so much of what the best one mends
-BESIDE, TAUGHT = 0.5, 0.95  # the original's part of the loss, where it leaves so much less of it
 PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 0.05, 40, 200  # iterations of a probe, of those of a trial,
 SHORT = 5  # but never more than a fifth of them
 PROBE_ROWS = 1024  # held-out rows that judge it
+FEW_ANSWERS = 5  # that a budget may be before chance decides more than the search
 LEAST_GROWTH = 1.2  # of the compression, from one trial to the next
 
 TRIAL_ITERATIONS, LEAST_ITERATIONS = 8000, 250  # where the settings do not say, within these:
@@ -56,8 +57,9 @@ class Probe:
 
     ratio: the compression that one cut reaches within the budget; 1.0 where it reaches none or
     nothing is known of a budget.  solver: the settings that were chosen, none where they were
-    given.  losses: held-out, after each short training.  seconds: of an iteration.  iterations:
+    given.  losses: held-out, after each solver's probe.  seconds: of an iteration.  iterations:
     of a trial.  teacher: the original's part of the loss; None where that was not open.
+    worth: how many held-out answers the budget is; None where none are counted.
     """
 
     ratio: float
@@ -66,6 +68,7 @@ class Probe:
     seconds: float
     iterations: int
     teacher: float | None = None
+    worth: float | None = None
 
     @property
     def said(self) -> str:
@@ -77,18 +80,25 @@ class Probe:
             words.append("the original teaches beside the labels")
         if self.seconds:
             words.append(f"an iteration takes {self.seconds:.2g} s")
-        return "; ".join([*words, f"{self.iterations} iterations a trial"])
+        words.append(f"{self.iterations} iterations a trial")
+        if self.worth and self.worth < FEW_ANSWERS:
+            words.append(
+                f"the budget is worth {self.worth:.2g} held-out answers, and chance decides more "
+                "than that: hold out more rows (data.holdout)"
+            )
+        return "; ".join(words)
 
     def applied(self, config: Config) -> Config:
         """The settings of a search with what was found in them."""
+        train = config.train.model_copy(update={"iterations": self.iterations})
+        solver = config.solver.model_copy(update=self.solver)
         distill = {} if self.teacher is None else {"weight": self.teacher}
         return config.model_copy(
             update={
-                "train": config.train.model_copy(update={"iterations": self.iterations}),
-                "solver": config.solver.model_copy(update=self.solver),
+                "train": train, "solver": solver,
                 "distill": config.distill.model_copy(update=distill),
             }
-        )
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,8 @@ class Prober:
 
     run: holds the model.  restore: puts the original back.  goals: by density.  within: whether a
     held-out metric is within the budget; None where no budget counts.  highest: compression.
-    by_heart: the original knows the held-out rows, which then flatter what it teaches.
+    worth: how many held-out answers the budget is, where it is counted in them.  fallible: whether
+    the original is wrong often enough to have something to teach beside labels.
     """
 
     run: Run
@@ -107,7 +118,8 @@ class Prober:
     goals: Callable[[float], list[Goal]]
     within: Callable[[float], bool] | None
     highest: float
-    by_heart: bool = False
+    worth: float | None = None
+    fallible: bool = False
 
     def find(self, asked: float | None) -> Probe:
         """What there is to know; from the run folder where it stands there.
@@ -141,23 +153,33 @@ class Prober:
             beyond = min(next_growth([ratio], config.target.growth) * ratio, self.highest)
             if asked is not None:
                 beyond = math.sqrt(asked)
+            plain = self.run.objective
+            if plain.open and self.fallible:
+                teacher = self._teacher(fisher, beyond, iterations)
+                self.run.objective = plain.sharing(teacher)
             tried = SOLVERS[:1] if given else SOLVERS
             self.cut(fisher, beyond)
             untrained = heldout_loss(self.run, self.heldout)
             results = [self._train(fisher, beyond, *s, iterations) for s in tried]
+            self.run.objective = plain
             losses = {f"{kind} {lr:g}": r[0] for (kind, lr), r in zip(tried, results, strict=True)}
             seconds = min(r[1] for r in results)
             if not given:
                 kind, lr = SOLVERS[choice(untrained, list(losses.values()))]
                 solver = {"type": kind, "lr": lr}
-                if self.run.objective.open and not self.by_heart:
-                    taught, slower = self._train(fisher, beyond, kind, lr, iterations, BESIDE)
-                    teacher = BESIDE if taught < TAUGHT * losses[f"{kind} {lr:g}"] else 0.0
-                    losses[f"{kind} {lr:g}, taught"] = taught
-                    seconds = slower if teacher else seconds
         if timed:
             iterations = in_time(iterations, distributed.from_main(seconds))
-        return Probe(ratio, solver, losses, seconds, iterations, teacher)
+        return Probe(ratio, solver, losses, seconds, iterations, teacher, self.worth)
+
+    def _teacher(self, fisher: Mapping[str, Tensor], ratio: float, iterations: int) -> float:
+        """The original's part of the loss: none where labels alone leave as good a metric."""
+        run, plain, found = self.run, self.run.objective, []
+        for share in (0.0, BESIDE):
+            run.objective = plain.sharing(share)
+            self._train(fisher, ratio, *GENTLE, iterations)
+            found.append(run.score(self.heldout))
+        run.objective = plain
+        return BESIDE if plain.metric.better(found[1], found[0]) else 0.0
 
     # ------------------------------------------------------------------ one cut
 
@@ -208,13 +230,9 @@ class Prober:
     # ------------------------------------------------------------------ short trainings
 
     def _train(
-        self, fisher: Mapping[str, Tensor], ratio: float, kind: str, lr: float, iterations: int,
-        teacher: float | None = None,
-    ) -> tuple[float, float]:  # fmt: skip
-        """(held-out loss after a short training with this solver, seconds of an iteration).
-
-        teacher: the original's part of the loss that trains; what is read is the run's own loss.
-        """
+        self, fisher: Mapping[str, Tensor], ratio: float, kind: str, lr: float, iterations: int
+    ) -> tuple[float, float]:
+        """(held-out loss after a short training with this solver, seconds of an iteration)."""
         run = self.run
         config = probe_config(run.config, kind, lr, iterations)
         folder = run.folder / f"probe-{kind}-{lr:g}"
@@ -224,14 +242,12 @@ class Prober:
         self.cut(fisher, ratio)
         idle = [LayerSurgery(x.name, x.tensors, Schedule(0.0), x.grain) for x in run.surgery]
         trained = run.again(Surgery(idle, config.seed), config, folder, run.fingerprint)
-        if teacher is not None:
-            trained.objective = run.objective.sharing(teacher)
         torch.manual_seed(config.seed)
         try:
             outcome = trained.train(self.data, None, silent)
         except Diverged:
             return math.inf, math.inf
-        loss = heldout_loss(run, self.heldout)
+        loss = heldout_loss(trained, self.heldout)
         if distributed.is_main():
             shutil.rmtree(folder)
         return loss, outcome.seconds / outcome.iterations

@@ -31,7 +31,7 @@ from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingErro
 from dns_onnx.journal import Observer, packed, unpacked
 from dns_onnx.masks import whole
 from dns_onnx.probe import PROBE, Probe, Prober, first_guess
-from dns_onnx.reference import REFERENCE, TWIN, Reference, settle
+from dns_onnx.reference import REFERENCE, TWIN, Reference, nearly_perfect, settle
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.surgery import LayerSurgery
 from dns_onnx.targets import Descent, Goal, TargetSurgery, least
@@ -93,7 +93,8 @@ class Search:
         prober = Prober(
             run, self.data, self.heldout, lambda: _restore(run, self.first),
             lambda density: goals(list(run.surgery), self.sparsity, density),
-            self.within_budget if budget else None, self.highest, self.reference.moved,
+            self.within_budget if budget else None, self.highest, self._worth(),
+            not nearly_perfect(run.objective.metric, self.original),
         )  # fmt: skip
         asked = None if self.target.density is None else 1.0 / self.target.density
         found = prober.find(asked)
@@ -104,6 +105,13 @@ class Search:
             prober.cut(prober.curvature(), found.ratio)
             self._record(self._untrained(found.ratio))
         return found
+
+    def _worth(self) -> float | None:
+        """How many held-out answers the allowed drop is; None where it is not counted in them."""
+        run, drop = self.run, self.drop_allowed
+        answers = run.objective.counted(run.model.eval(), self.heldout, run.device)
+        run.model.train()
+        return drop / 100 * answers if drop is not None and answers else None
 
     def _untrained(self, ratio: float) -> Trial:
         """The trial that is one cut."""

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from dns_onnx import compress
@@ -26,7 +27,6 @@ from dns_onnx.probe import (
     next_growth,
     probe_config,
 )
-from dns_onnx.reference import Reference
 from dns_onnx.train import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,6 +88,14 @@ def test_a_probe_comes_up_and_goes_down_within_a_small_part_of_a_trial() -> None
     assert probe_config(Config(), "adam", 1e-3, 100).train.iterations == 20
 
 
+@pytest.mark.parametrize(
+    ("worth", "told"), [(None, False), (0.0, False), (1.6, True), (6.0, False)]
+)
+def test_a_budget_of_a_few_answers_is_told(worth: float | None, told: bool) -> None:
+    said = Probe(1.0, {}, {}, 0.0, 10, worth=worth).said
+    assert ("worth 1.6 held-out answers" in said) == told
+
+
 # ---------------------------------------------------------------------- on a small net
 
 
@@ -114,41 +122,11 @@ def test_a_search_begins_with_one_cut_and_its_own_solver(small: Path) -> None:
     assert (first.iterations, first.ratio) == (0, pytest.approx(probe.ratio, rel=0.05))
     assert first.accepted
     assert others[0].plan.parent == 0
-    assert len(probe.losses) == len(SOLVERS) + 1  # and once more beside the original as teacher
+    assert probe.worth == pytest.approx(0.02 * 0.2 * len(np.load(small / "train.npz")["labels"]))
+    assert len(probe.losses) == len(SOLVERS)
     assert all(math.isfinite(loss) for loss in probe.losses.values())
     solver = others[0].settings["solver"]
     assert (solver["type"], solver["lr"]) == (probe.solver["type"], probe.solver["lr"])
-
-
-@pytest.mark.parametrize(("taught", "weight"), [(math.inf, 0.5), (0.0, 0.0)])
-def test_the_original_teaches_beside_labels_where_that_helps(
-    small: Path, monkeypatch: pytest.MonkeyPatch, taught: float, weight: float
-) -> None:
-    monkeypatch.setattr("dns_onnx.probe.TAUGHT", taught)
-    found: list[object] = []
-    result = run(small, tell=found.append)
-    (probe,) = (f for f in found if isinstance(f, Probe))
-    assert probe.teacher == weight
-    assert ("teaches beside the labels" in probe.said) == bool(weight)
-    assert ("teaches, too" in result.objective) == bool(weight)
-    assert [t.settings["distill"]["weight"] for t in result.trials] == [weight] * 3
-    again = run(small, resume=True)
-    assert (again.objective, again.trials) == (result.objective, result.trials)
-
-
-def test_an_original_that_knows_the_held_out_rows_by_heart_is_not_asked(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def moved(run: Run, data: Dataset, heldout: Dataset, original: float, *_: object) -> Reference:
-        return Reference(original - 0.01, original, "by heart")
-
-    monkeypatch.setattr("dns_onnx.search.settle", moved)
-    monkeypatch.setattr("dns_onnx.probe.TAUGHT", math.inf)
-    found: list[object] = []
-    run(small, tell=found.append)
-    (probe,) = (f for f in found if isinstance(f, Probe))
-    assert probe.teacher is None
-    assert len(probe.losses) == len(SOLVERS)
 
 
 def test_without_labels_a_search_finds_its_way_too(small: Path) -> None:
@@ -190,3 +168,65 @@ def test_a_probe_of_other_settings_is_refused(small: Path) -> None:
     path.write_text(json.dumps(stored))
     with pytest.raises(CheckpointError, match="other settings"):
         run(small, resume=True)
+
+
+# ---------------------------------------------------------------------- the original beside labels
+
+
+def labelled(folder: Path, right: float, resume: bool = False, **told: object) -> Result:
+    """A search on the small net, whose labels agree with it on this share of the rows."""
+    rows = dict(np.load(folder / "train.npz"))
+    session = ort.InferenceSession(folder / "net.onnx")
+    (scores,) = session.run(None, {"x": rows["x"]})
+    order = np.argsort(-scores, 1)
+    wrong = np.random.default_rng(0).random(len(scores)) >= right
+    rows["labels"] = order[np.arange(len(scores)), wrong.astype(int)]
+    np.savez(folder / "agreed.npz", **rows)
+    config = parse_config(
+        {
+            "data": {"batch": 16, "holdout": 0.2},
+            "train": {"iterations": 50, "log_every": 50},
+            "target": {"trials": 2, "max_drop": 50.0, "reference": "original"},
+            **told,
+        },
+        "test",
+    )
+    return compress(
+        folder / "net.onnx", folder / "agreed.onnx", train=f"{folder}/agreed.npz", config=config,
+        bench_seconds=0.02, resume=resume,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("better", "right", "told", "weight"),
+    [(True, 0.8, {}, 0.5), (False, 0.8, {}, 0.0), (True, 1.0, {}, None),
+     (True, 0.8, {"distill": {"weight": 0.0}}, 0.0), (True, 0.8, {"solver": {"lr": 0.01}}, None)],
+    ids=["helps", "does not", "nearly perfect", "told", "solver told"],
+)  # fmt: skip
+def test_the_original_teaches_beside_labels_where_that_helps(
+    small: Path, monkeypatch: pytest.MonkeyPatch, better: bool, right: float,
+    told: dict[str, object], weight: float | None,
+) -> None:  # fmt: skip
+    shares: list[float] = []
+
+    def score(run: Run, data: Dataset) -> float:
+        shares.append(run.objective.share)
+        return scored(run, data) + (0.5 if better else -0.5) * run.objective.share
+
+    scored = Run.score
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "score", score)
+        result = labelled(small, right, **told)
+    assert {t.settings["distill"]["weight"] for t in result.trials} == {weight}
+    assert ("the original model teaches, too (weight 0.5)" in result.objective) == (weight == 0.5)
+    assert (0.5 in shares) == (told == {} and right < 1)
+
+
+def test_an_original_that_labels_contradict_does_not_teach(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dns_onnx.probe.GENTLE", ("adam", 0.03))  # for a net as small as this
+    result = labelled(small, right=0.0)
+    assert {t.settings["distill"]["weight"] for t in result.trials} == {0.0}
+    again = labelled(small, right=0.0, resume=True)
+    assert (again.objective, again.trials) == (result.objective, result.trials)
