@@ -8,8 +8,9 @@ All contenders take turns in one process group, each warm when it is measured.  
 median milliseconds, and how many times as fast ours is: the median of the ratios within each round.
 Layers run on the kernels alone, nets through dns_onnx.runtime.session with its choice of kernels;
 for nets `control` is the dense net measured against itself, a second session of it: what its
-quartiles span, nobody can tell from noise.  `no_lrn` is ours without the LRN of our library, which
-speeds up dense nets as well.  Peers that need an environment of their own run in a child process:
+quartiles span, nobody can tell from noise.  `plain` is ours with LRN and MaxPool left to ONNX
+Runtime: the former speeds up dense nets as well.  Peers that need an environment of their own run
+in a child process:
 
     python -m venv ov && ov/bin/pip install openvino numpy
     python3.11 -m venv ds && ds/bin/pip install deepsparse==1.8.0 'numpy<2'
@@ -153,7 +154,7 @@ def measure_net(
         "again": lambda: ort_runner(str(dense), x, threads, None),
     }
     if notes.substituted:
-        openers["no_lrn"] = lambda: ours(False)
+        openers["plain"] = lambda: ours(False)
     row = compare(net.name, openers, dense, net.shape, children, options, threads)
     return {**row, "load_s": seconds, "choice": note(notes)}
 
@@ -168,7 +169,7 @@ def line(row: Mapping[str, Any], peak: float) -> str:
     """One line of the table."""
     peers = "".join(
         f"  {name} {row[name]:8.3f} ({row['ratios'][name][1]:5.2f}x)"
-        for name in ("dense", "scipy", "openvino", "deepsparse", "no_lrn")
+        for name in ("dense", "scipy", "openvino", "deepsparse", "plain")
         if name in row
     )
     rest = row.get("choice", "")

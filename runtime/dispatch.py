@@ -64,7 +64,6 @@ def choose(
     Runtime's default.  open_: makes a session like the one wanted; None forbids measuring nets.
     substitutes: whether standard nodes may run on kernels of ours (substitute.py).
     """
-    substitutes = substitutes and may_substitute(data)
     forms = Forms(data, folder, substitutes=substitutes) if DOMAIN.encode() in data else None
     if forms is None or not forms.layers:
         return _without_sparse(data, folder, substitutes)
@@ -80,7 +79,7 @@ def choose(
 def _without_sparse(data: bytes, folder: Path | None, substitutes: bool) -> Choice:
     """A model without sparse layers: the file as it is, but for its substitutes."""
     reason = "no sparse layer"
-    if not substitutes:
+    if not (substitutes and may_substitute(data)):
         return Choice(None, reason=reason)
     model = onnx.load_from_string(data)
     names = substitute(model, folder)

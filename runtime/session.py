@@ -65,8 +65,8 @@ def session(
     choose: decide again, for this machine, which layers run sparse and which dense, and join the
     sparse ones with what follows them (dispatch.py); a model with layers denser than 15 % costs
     some seconds of measuring, once for each machine.
-    substitute: let standard nodes for which the library has a faster kernel (LRN) run on it, in any
-    model; needs `choose`.
+    substitute: let standard nodes for which the library has a faster kernel run on it: LRN in any
+    model, MaxPool behind sparse layers; needs `choose`.
     The session's attribute `dns_onnx` is a SessionNotes.
     Raises NativeLibraryError (native="require") and ModelError (the model does not load).
     """

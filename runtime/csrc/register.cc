@@ -96,8 +96,8 @@ const std::vector<Operator>& operators() {
                                             make_operator("CsrMatMul", 7, make_matmul),
                                             make_operator("CsrLeftMatMul", 5, make_left_matmul),
                                             make_operator("CsrConv", 8, make_conv),
-
-                                            make_operator("LRN", 1, make_lrn)};
+                                            make_operator("LRN", 1, make_lrn),
+                                            make_operator("MaxPool", 1, make_max_pool)};
   return all;
 }
 

@@ -18,6 +18,7 @@ const Family kFamilies[] = {
 }  // namespace
 
 const KernelSet kAvx2Kernels = {"avx2", kFamilies, 1,         csr_gemv_f32_avx2, 1.0F,
-                                nullptr, 0.0F,     peak<Avx>, 8,                 lrn_f32_avx2};
+                                nullptr, 0.0F,     peak<Avx>, 8,                 lrn_f32_avx2,
+                                pool_f32_avx2};
 
 }  // namespace dns_onnx

@@ -48,6 +48,6 @@ const Family kFamilies[] = {
 
 const KernelSet kAvx512Kernels = {
     "avx512", kFamilies, 2, csr_gemv_f32_avx2, 1.0F, csr_lanes_f32_avx512, 12.5F, peak<Avx512>, 16,
-    lrn_f32_avx2};
+    lrn_f32_avx2, pool_f32_avx2};
 
 }  // namespace dns_onnx

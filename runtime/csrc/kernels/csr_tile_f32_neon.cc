@@ -32,6 +32,7 @@ const Family kFamilies[] = {
 }  // namespace
 
 const KernelSet kNeonKernels = {"neon", kFamilies, 1,          csr_gemv_f32_portable, 1.5F,
-                                nullptr, 0.0F,     peak<Neon>, 4,                     lrn_f32_portable};
+                                nullptr, 0.0F,     peak<Neon>, 4,                     lrn_f32_portable,
+                                pool_f32_portable};
 
 }  // namespace dns_onnx

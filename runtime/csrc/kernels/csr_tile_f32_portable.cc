@@ -35,6 +35,7 @@ const Family kFamilies[] = {
 
 const KernelSet kPortableKernels = {
     "portable", kFamilies, 1,             csr_gemv_f32_portable, 2.0F,
-    nullptr,    0.0F,      peak<Vector4>, 4,                     lrn_f32_portable};
+    nullptr,    0.0F,      peak<Vector4>, 4,                     lrn_f32_portable,
+    pool_f32_portable};
 
 }  // namespace dns_onnx

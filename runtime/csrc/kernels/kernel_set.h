@@ -169,6 +169,16 @@ struct LrnJob {
   float scale, beta, bias;
 };
 
+// y = the largest entry of each window of x, one map; see csrc/pool.cc.
+struct PoolJob {
+  const float* x;
+  float* y;
+  int64_t height, width, out_height, out_width;
+  int64_t kernel[2], stride[2], pad[2];  // each window holds a line and a column of the map
+  float* line;  // to work in: a line with its padding, as far as the windows reach
+  int64_t line_floats;
+};
+
 struct KernelSet {
   const char* name;
   const Family* families;
@@ -183,6 +193,7 @@ struct KernelSet {
   float (*peak)(int64_t count);
   int peak_lanes;
   void (*lrn)(const LrnJob&);
+  void (*pool)(const PoolJob&);
 };
 constexpr int kPeakChains = 12;
 
@@ -193,12 +204,14 @@ extern const KernelSet kAvx512Kernels;
 void csr_gemv_f32_avx2(const GemvJob& job, int64_t first, int64_t last);
 void csr_lanes_f32_avx512(const LaneJob& job, int64_t group, float* sums);
 void lrn_f32_avx2(const LrnJob& job);
+void pool_f32_avx2(const PoolJob& job);
 #endif
 #ifdef DNS_ONNX_NEON
 extern const KernelSet kNeonKernels;
 #endif
 void csr_gemv_f32_portable(const GemvJob& job, int64_t first, int64_t last);
 void lrn_f32_portable(const LrnJob& job);
+void pool_f32_portable(const PoolJob& job);
 
 // The fastest set that this CPU runs; the environment variable DNS_ONNX_KERNELS names a lesser one.
 const KernelSet& kernel_set();
