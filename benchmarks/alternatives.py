@@ -37,9 +37,8 @@ from dns_onnx.journal import silent
 from dns_onnx.pipeline import compress, effective_weights
 from dns_onnx.prepare import input_specs, load_datasets, prepare_run
 from dns_onnx.runtime.sizes import file_bytes
-from dns_onnx.search import trial_config
 from dns_onnx.train import Run
-from dns_onnx.trials import Plan
+from dns_onnx.trials import Plan, trial_config
 
 NETS = {"lenet300100": 8000, "lenet5": 4000}  # iterations
 SIZES = {"lenet300100": (0.90, 0.95, 0.98, 0.99), "lenet5": (0.90, 0.98, 0.99)}

@@ -17,9 +17,9 @@ from sparsegpt import prune_model
 
 from dns_onnx.config import Config
 from dns_onnx.data import Dataset
-from dns_onnx.search import goals
+from dns_onnx.prices import keep_dearest
 from dns_onnx.surgery import LayerSurgery, Surgery
-from dns_onnx.targets import Goal, keep_dearest
+from dns_onnx.targets import Goal, goals
 
 OURS = "surgery (ours)"
 ONE_SHOT = {"SparseGPT-like, one-shot", "onnxsim, one-shot"}  # no training afterwards

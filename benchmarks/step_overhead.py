@@ -38,9 +38,9 @@ from dns_onnx.converters.importer import import_model
 from dns_onnx.data import ArrayDataset
 from dns_onnx.prepare import input_specs, prepare_run
 from dns_onnx.probe import TRIAL_ITERATIONS
-from dns_onnx.search import RAMP_SHARE, SURGERY_SHARE, goals
 from dns_onnx.surgery import Surgery
-from dns_onnx.targets import LISTEN_EVERY, PRICE_EVERY, Descent, TargetSurgery
+from dns_onnx.targets import LISTEN_EVERY, PRICE_EVERY, Descent, TargetSurgery, goals
+from dns_onnx.trials import RAMP_SHARE, SURGERY_SHARE
 
 Shape = tuple[int, ...]
 Row = dict[str, Any]

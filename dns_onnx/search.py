@@ -12,38 +12,41 @@ was: what comes next depends on the trials so far and on nothing else.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dns_onnx import checkpoint, distributed
-from dns_onnx.config import Config
 from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
 from dns_onnx.journal import Observer, packed, unpacked
 from dns_onnx.masks import whole
+from dns_onnx.prices import least
 from dns_onnx.probe import PROBE, Probe, Prober, first_guess
 from dns_onnx.reference import REFERENCE, TWIN, Reference, nearly_perfect, settle
 from dns_onnx.runtime.metrics import Metric
-from dns_onnx.surgery import LayerSurgery
-from dns_onnx.targets import Descent, Goal, TargetSurgery, least
+from dns_onnx.targets import TargetSurgery, goals
 from dns_onnx.train import Run
-from dns_onnx.trials import GENTLER, TRIALS, Plan, Trial, next_plan, read_trials, smallest
+from dns_onnx.trials import (
+    GENTLER,
+    TRIALS,
+    Plan,
+    Trial,
+    descent,
+    next_plan,
+    read_trials,
+    smallest,
+    trial_config,
+)
 
 RESULT = "result.safetensors"
 DEFAULT_DROP = 0.1
-SURGERY_SHARE = 0.7  # of a trial's iterations; in the rest the masks are frozen
-RAMP_SHARE = 0.85  # of the surgery: the goal is reached, then entries are still exchanged
-LEAST_BETWEEN = 100  # iterations between two looks at held-out rows, unless the tail is shorter
-WARMUP_SHARE = 0.02  # of a trial's iterations: its solver has forgotten what the last one knew
 
 
 class Search:
@@ -286,66 +289,6 @@ class Search:
                     "start anew in another --run-dir"
                 )
         return len(self.trials)
-
-
-def trial_config(config: Config, plan: Plan, number: int) -> Config:
-    """The settings of one trial: draws of its own, and defaults that suit a trial."""
-    gentler = 2**plan.gentle
-    iterations = config.train.iterations * gentler
-    surgery = config.surgery
-    stop = int(SURGERY_SHARE * iterations)
-    if surgery.iter_stop is not None:
-        stop = min(surgery.iter_stop * gentler, iterations)
-    ramp = int(RAMP_SHARE * stop)
-    if surgery.ramp_iters is not None:
-        ramp = min(surgery.ramp_iters * gentler, stop)
-    tail = iterations - stop
-    solver = {"lr": config.solver.lr / gentler}
-    if "tail" not in config.solver.model_fields_set:
-        solver["tail"] = tail
-    if "warmup" not in config.solver.model_fields_set:
-        solver["warmup"] = int(WARMUP_SHARE * iterations)
-    often = max(tail // 4, min(tail, LEAST_BETWEEN))
-    every = max(min(config.train.eval_every or iterations, often), 1)
-    return config.model_copy(
-        update={
-            "seed": int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]),
-            "train": config.train.model_copy(
-                update={"iterations": iterations, "eval_every": every}
-            ),
-            "solver": config.solver.model_copy(update=solver),
-            "surgery": surgery.model_copy(update={"iter_stop": stop, "ramp_iters": ramp}),
-        }
-    )
-
-
-def descent(config: Config) -> Descent:
-    """When the goal of a trial is approached, by its settings (see `trial_config`)."""
-    settings = config.surgery
-    return Descent(
-        settings.iter_stop or 0, settings.ramp_iters or 0, settings.gamma, settings.power
-    )
-
-
-def goals(
-    layers: Sequence[LayerSurgery], sparsity: Mapping[str, float | None], density: float
-) -> list[Goal]:
-    """How many entries of which layers to keep, so that `density` of all of them stays.
-
-    Layers with a sparsity of their own have goals of their own; the others share what is left.
-    """
-    own = {x.key: math.floor((1.0 - s) * x.size()) for x in layers
-           if (s := sparsity.get(x.key)) is not None}  # fmt: skip
-    shared = [x for x in layers if x.key not in own]
-    total = math.floor(density * sum(x.size() for x in layers) + 1e-9)
-    left = total - sum(own.values())
-    if shared and left < len(shared):
-        raise ConfigError(
-            f"target: {total:,} entries over all layers leave {left} for the layers without a "
-            "sparsity of their own; lower the compression or the layers' sparsity"
-        )
-    found = [Goal((key,), kept) for key, kept in own.items()]
-    return found + ([Goal(tuple(x.key for x in shared), left)] if shared else [])
 
 
 # ---------------------------------------------------------------------- weights and masks

@@ -1,4 +1,4 @@
-"""The trials of a search: what is known of each, and what they say to try next.
+"""The trials of a search: what is known of each, what they say to try next, and its settings.
 
 What comes next depends on the trials so far and on nothing else.
 """
@@ -12,12 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dns_onnx.config import Target
+import numpy as np
+
+from dns_onnx.config import Config, Target
 from dns_onnx.errors import CheckpointError
 from dns_onnx.probe import next_growth
+from dns_onnx.targets import Descent
 
 TRIALS = "trials.jsonl"
 GENTLER = 2  # times that a diverged trial is repeated
+SURGERY_SHARE = 0.7  # of a trial's iterations; in the rest the masks are frozen
+RAMP_SHARE = 0.85  # of the surgery: the goal is reached, then entries are still exchanged
+LEAST_BETWEEN = 100  # iterations between two looks at held-out rows, unless the tail is shorter
+WARMUP_SHARE = 0.02  # of a trial's iterations: its solver has forgotten what the last one knew
 
 
 @dataclass(frozen=True)
@@ -125,3 +132,42 @@ def read_trials(folder: Path) -> list[Trial]:
             f"{path}: expected one trial of this version a line, got {error}; start anew in "
             "another --run-dir"
         ) from None
+
+
+def trial_config(config: Config, plan: Plan, number: int) -> Config:
+    """The settings of one trial: draws of its own, and defaults that suit a trial."""
+    gentler = 2**plan.gentle
+    iterations = config.train.iterations * gentler
+    surgery = config.surgery
+    stop = int(SURGERY_SHARE * iterations)
+    if surgery.iter_stop is not None:
+        stop = min(surgery.iter_stop * gentler, iterations)
+    ramp = int(RAMP_SHARE * stop)
+    if surgery.ramp_iters is not None:
+        ramp = min(surgery.ramp_iters * gentler, stop)
+    tail = iterations - stop
+    solver = {"lr": config.solver.lr / gentler}
+    if "tail" not in config.solver.model_fields_set:
+        solver["tail"] = tail
+    if "warmup" not in config.solver.model_fields_set:
+        solver["warmup"] = int(WARMUP_SHARE * iterations)
+    often = max(tail // 4, min(tail, LEAST_BETWEEN))
+    every = max(min(config.train.eval_every or iterations, often), 1)
+    return config.model_copy(
+        update={
+            "seed": int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]),
+            "train": config.train.model_copy(
+                update={"iterations": iterations, "eval_every": every}
+            ),
+            "solver": config.solver.model_copy(update=solver),
+            "surgery": surgery.model_copy(update={"iter_stop": stop, "ramp_iters": ramp}),
+        }
+    )
+
+
+def descent(config: Config) -> Descent:
+    """When the goal of a trial is approached, by its settings (see `trial_config`)."""
+    settings = config.surgery
+    return Descent(
+        settings.iter_stop or 0, settings.ramp_iters or 0, settings.gamma, settings.power
+    )

@@ -16,10 +16,18 @@ from dns_onnx import compress
 from dns_onnx.config import Config, Target, parse_config
 from dns_onnx.errors import CheckpointError, ConfigError, TrainingError
 from dns_onnx.pipeline import Result
-from dns_onnx.search import descent, goals, trial_config
-from dns_onnx.targets import Descent
+from dns_onnx.targets import Descent, goals
 from dns_onnx.train import Run
-from dns_onnx.trials import TRIALS, Plan, Trial, next_plan, read_trials, smallest
+from dns_onnx.trials import (
+    TRIALS,
+    Plan,
+    Trial,
+    descent,
+    next_plan,
+    read_trials,
+    smallest,
+    trial_config,
+)
 from tests.conftest import through_crashes
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ from dns_onnx import targets
 from dns_onnx.errors import CheckpointError
 from dns_onnx.granularity import Blocks, NOfM, Weighed
 from dns_onnx.masks import Masked
-from dns_onnx.surgery import ELEMENTS, LOWER_EDGE, UPPER_EDGE, LayerSurgery, Schedule
+from dns_onnx.surgery import ELEMENTS, LayerSurgery, Schedule
 from dns_onnx.targets import Descent, Goal, TargetSurgery
 
 
@@ -171,43 +171,6 @@ def test_n_of_m_ends_at_n() -> None:
     assert sorted(set(kept), reverse=True) == [1312, 992, 672]  # 4, 3, 2 of 4, and the biases
 
 
-def test_the_exact_end_keeps_the_dearest() -> None:
-    made = layers((30, 40), (10, 30))
-    scales = {"w0": torch.tensor(1.5, dtype=torch.float64), "w1": torch.tensor(1.0).double()}
-    prices = np.concatenate(
-        [float(scales[x.key]) * t.weight.detach().abs().flatten().numpy()
-         for x in made for t in x.tensors]
-    )  # fmt: skip
-    targets.keep_dearest(made, scales, 333)
-    masks = np.concatenate([t.mask.flatten().numpy() for x in made for t in x.tensors])
-    assert masks.sum() == 333
-    assert prices[masks].min() > prices[~masks].max()
-
-
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.05], ids=lambda share: f"{share:.0%} kept before")
-@pytest.mark.parametrize("wanted", [14_000, 5000, 400])
-def test_thresholds_leave_about_the_wanted_number(wanted: int, share: float) -> None:
-    made = layers((300, 40), (100, 30))
-    rng = torch.Generator().manual_seed(0)
-    for holder in (t for layer in made for t in layer.tensors):
-        holder.mask.copy_(torch.rand(holder.weight.shape, generator=rng) < share)
-    scales = {"w0": torch.tensor(0.8, dtype=torch.float64), "w1": torch.tensor(1.0).double()}
-    found = targets.thresholds(made, scales, wanted)
-    for layer, t in zip(made, found, strict=True):
-        layer.cut_and_splice(LOWER_EDGE * t, UPPER_EDGE * t)
-    assert sum(layer.kept() for layer in made) == pytest.approx(wanted, rel=0.02, abs=3)
-
-
-def test_at_the_exact_end_an_entry_comes_back_only_for_one_that_is_clearly_smaller() -> None:
-    made = layers((1, 4))
-    weight, bias = made[0].tensors
-    weight.weight.data = torch.tensor([[3.0, 1.0, 1.1, 2.0]])
-    weight.mask.copy_(torch.tensor([[True, True, False, False]]))
-    bias.weight.data, bias.mask = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
-    targets.keep_dearest(made, {"w0": torch.tensor(1.0).double()}, 3)
-    assert weight.mask.tolist() == [[True, True, False, True]]
-
-
 @by_layer_or_entry
 def test_a_resumed_surgery_goes_on_bit_for_bit(by_entry: bool) -> None:
     whole, half = made_surgery(100, by_entry), made_surgery(100, by_entry)
@@ -231,20 +194,3 @@ def test_a_resumed_surgery_goes_on_bit_for_bit(by_entry: bool) -> None:
 def test_the_state_of_other_layers_is_refused() -> None:
     with pytest.raises(CheckpointError, match="expected the layers"):
         made_surgery(100).load_state({"readings": 1, "layers": {"x": {}}}, {})
-
-
-@pytest.mark.parametrize("columns", [48, 50, 1 << 10])
-def test_large_tensors_are_read_in_part(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    monkeypatch.setattr(targets, "ENOUGH", 1 << 12)
-    rows = 6 * (1 << 12) // columns
-    torch.manual_seed(0)
-    # one column in two matters: a sample that saw but some columns would be far off
-    values = torch.randn(rows, columns) * (torch.arange(columns) % 2)
-    mask = torch.rand(rows, columns) > 0.3
-    part, kept, k = targets.some(values, mask)
-    assert k >= 5
-    assert len(part) == len(kept) == -(-values.numel() // k)
-    whole = (values * mask).square().sum() / mask.sum()
-    assert (part * kept).square().sum() / kept.sum() == pytest.approx(float(whole), rel=0.15)
-    assert targets.some(values.t(), mask.t())[2] == 1  # not in one piece
-    assert targets.some(values[:2], mask[:2])[2] == 1
