@@ -53,13 +53,13 @@ class Net:
 NETS = {
     "vnn22_sri_resnet_a": Net("labels", 0.5, 64, 250, {"data": {"holdout": 0.25}}),
     "vnn23_vit_cifar10_pgd_2_3_16": Net("labels", 0.5, 64, 250, {"data": {"holdout": 0.25}}),
-    "silero_vad": Net("original", 1.0, 64, 600),
-    "gtcrn_simple": Net("original", 1.0, 16, 200),
-    "magika_v1": Net("original", 0.5, 8, 120, {"data": {"holdout": 0.2}}),
+    "silero_vad": Net("original", 1.0, 64, 400),
+    "gtcrn_simple": Net("original", 1.0, 16, 120),
+    "magika_v1": Net("original", 0.5, 8, 60),
     "squeezenet_fp32_from_fp16": Net(
-        "original", 0.5, 16, 60, {"distill": {"weight": 1.0}, "data": {"holdout": 0.3}}
+        "original", 0.5, 16, 40, {"distill": {"weight": 1.0}, "data": {"holdout": 0.3}}
     ),
-    "ultraface_rfb_320": Net("original", 1.0, 8, 60),
+    "ultraface_rfb_320": Net("original", 1.0, 8, 40),
 }
 TRIALS = 5
 

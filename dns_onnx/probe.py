@@ -40,6 +40,7 @@ SOLVERS = (("sgd", 1e-2), ("sgd", 1e-3), ("adam", 3e-3), ("adam", 1e-3), ("adam"
            ("adam", 1e-4))  # fmt: skip
 GENTLE, BESIDE = ("adam", 3e-4), 0.5  # what says whether so much of the original's helps
 CLEARLY = 0.8  # the first solver stays where it mends so much of what the best one mends
+ALIKE = 0.95  # so much of that is as good
 PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 0.05, 40, 200  # iterations of a probe, of those of a trial,
 SHORT = 5  # but never more than a fifth of them
 PROBE_ROWS = 1024  # held-out rows that judge it
@@ -161,11 +162,12 @@ class Prober:
             self.cut(fisher, beyond)
             untrained = heldout_loss(self.run, self.heldout)
             results = [self._train(fisher, beyond, *s, iterations) for s in tried]
+            taught = self.run.objective.share > 0
             self.run.objective = plain
             losses = {f"{kind} {lr:g}": r[0] for (kind, lr), r in zip(tried, results, strict=True)}
             seconds = min(r[1] for r in results)
             if not given:
-                kind, lr = SOLVERS[choice(untrained, list(losses.values()))]
+                kind, lr = SOLVERS[choice(untrained, list(losses.values()), taught)]
                 solver = {"type": kind, "lr": lr}
         if timed:
             iterations = in_time(iterations, distributed.from_main(seconds))
@@ -282,13 +284,17 @@ def heldout_loss(run: Run, heldout: Dataset) -> float:
     return mean if math.isfinite(mean) else math.inf
 
 
-def choice(untrained: float, losses: Sequence[float]) -> int:
-    """The solver that leaves the least loss; the first one, where that mends nearly as much.
+def choice(untrained: float, losses: Sequence[float], taught: bool = False) -> int:
+    """The solver to train with: labels alone take the first one, where it mends nearly as much.
 
-    untrained: the loss before.
+    untrained: the loss before.  taught: the original teaches; the last, gentlest one that mends as
+    good as the best then disturbs least what it still knows.
     """
-    best = int(np.argmin(losses))
-    return 0 if untrained - losses[0] >= CLEARLY * (untrained - losses[best]) else best
+    mended = untrained - np.array(losses)
+    best = mended.max()
+    if taught:
+        return int(np.flatnonzero(mended >= min(ALIKE * best, best))[-1])
+    return 0 if mended[0] >= CLEARLY * best else int(mended.argmax())
 
 
 def highest_that(holds: Callable[[float], bool], highest: float) -> float:
