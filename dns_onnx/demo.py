@@ -14,10 +14,11 @@ from onnx import helper, numpy_helper
 from dns_onnx.attach import to_device
 from dns_onnx.config import Config, parse_config
 from dns_onnx.converters.importer import import_model
-from dns_onnx.data import ArrayDataset, Batch, Dataset, InputSpec, batch_rows
+from dns_onnx.data import ArrayDataset, Batch, Dataset, batch_rows
 from dns_onnx.errors import DataError
 from dns_onnx.losses import cross_entropy
 from dns_onnx.masks import holders
+from dns_onnx.preprocess import InputSpec
 
 WIDTHS = (64, 300, 100, 10)
 TEST_ROWS = 450

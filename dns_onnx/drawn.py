@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dns_onnx.config import Preprocess
-from dns_onnx.data import Batch, InputSpec, prepare
+from dns_onnx.data import Batch
 from dns_onnx.errors import DataError
+from dns_onnx.preprocess import InputSpec, prepare
 
 Array = NDArray[Any]
 ROWS = 1024

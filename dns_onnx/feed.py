@@ -11,7 +11,8 @@ from torch import Tensor
 from dns_onnx import distributed
 from dns_onnx.attach import to_device
 from dns_onnx.config import Config
-from dns_onnx.data import ArrayDataset, Dataset, batch_rows, batches, shifted, shifts
+from dns_onnx.data import ArrayDataset, Dataset, batch_rows, batches
+from dns_onnx.preprocess import shifted, shifts
 
 SHARE = 0.25  # of the device's free memory that rows may fill
 Rows = NDArray[np.int64]

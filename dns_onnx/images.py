@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dns_onnx.data import LABELS, InputSpec
+from dns_onnx.data import LABELS
 from dns_onnx.errors import DataError
+from dns_onnx.preprocess import InputSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 

@@ -19,11 +19,12 @@ from dns_onnx.config import Config, LayerSettings
 from dns_onnx.converters.frontier import cut_off
 from dns_onnx.converters.layers import Layer, layers
 from dns_onnx.converters.ranges import draws
-from dns_onnx.data import Dataset, InputSpec, split
+from dns_onnx.data import Dataset, split
 from dns_onnx.errors import ConfigError, DataError
 from dns_onnx.granularity import Elements, grain_of
 from dns_onnx.masks import Masked, holders
 from dns_onnx.objective import prepare_objective
+from dns_onnx.preprocess import InputSpec
 from dns_onnx.runtime.batching import Feeding, feeding
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
 from dns_onnx.train import Run

@@ -13,11 +13,12 @@ import onnx
 from onnx import numpy_helper
 
 from dns_onnx.config import Preprocess, parse_config
-from dns_onnx.data import LABELS, Array, ArrayDataset, Dataset, InputSpec, LazyDataset, by_name
+from dns_onnx.data import LABELS, Array, ArrayDataset, Dataset, LazyDataset, by_name
 from dns_onnx.drawn import ROWS, DrawnDataset
 from dns_onnx.entry import is_entry_point, load_entry_point
 from dns_onnx.errors import DataError
 from dns_onnx.images import ImageFolder, image_files
+from dns_onnx.preprocess import InputSpec
 
 RANDOM = "random"
 DRAWING = ("rows", "low", "high")

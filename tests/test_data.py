@@ -11,18 +11,9 @@ from onnx import numpy_helper
 
 from dns_onnx import sources
 from dns_onnx.config import Preprocess
-from dns_onnx.data import (
-    ArrayDataset,
-    InputSpec,
-    LazyDataset,
-    batch_rows,
-    batches,
-    check_labels,
-    shifted,
-    shifts,
-    split,
-)
+from dns_onnx.data import ArrayDataset, LazyDataset, batch_rows, batches, check_labels, split
 from dns_onnx.errors import ConfigError, DataError
+from dns_onnx.preprocess import InputSpec, shifted, shifts
 
 F32 = np.dtype(np.float32)
 VECTOR = [InputSpec("x", F32, (None, 4))]

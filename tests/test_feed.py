@@ -10,8 +10,9 @@ import torch
 
 from dns_onnx import distributed, feed
 from dns_onnx.config import Config, Preprocess, parse_config
-from dns_onnx.data import ArrayDataset, InputSpec, LazyDataset, Subset, shifted, shifts
+from dns_onnx.data import ArrayDataset, LazyDataset, Subset
 from dns_onnx.feed import Feed, Resident, is_fixed, moved, nbytes
+from dns_onnx.preprocess import InputSpec, shifted, shifts
 
 CPU = torch.device("cpu")
 

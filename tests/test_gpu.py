@@ -10,9 +10,10 @@ import torch
 
 from dns_onnx import compress
 from dns_onnx.config import Preprocess, parse_config
-from dns_onnx.data import ArrayDataset, InputSpec
+from dns_onnx.data import ArrayDataset
 from dns_onnx.feed import Feed
 from dns_onnx.masks import Masked
+from dns_onnx.preprocess import InputSpec
 from dns_onnx.surgery import LayerSurgery, Schedule
 
 pytestmark = pytest.mark.gpu

@@ -8,8 +8,8 @@ from PIL import Image
 
 from dns_onnx import sources
 from dns_onnx.config import Preprocess
-from dns_onnx.data import InputSpec
 from dns_onnx.errors import DataError
+from dns_onnx.preprocess import InputSpec
 
 F32 = np.dtype(np.float32)
 FIRST = [InputSpec("x", F32, (None, 3, 6, 8))]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from dns_onnx.config import Preprocess, parse_config
-from dns_onnx.data import ArrayDataset, InputSpec
+from dns_onnx.data import ArrayDataset
 from dns_onnx.prepare import automatic_shift, with_shift
+from dns_onnx.preprocess import InputSpec
 
 CLASSES = np.arange(6) % 3
 GREY = (1, 28, 28)
