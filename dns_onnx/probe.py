@@ -29,6 +29,7 @@ from dns_onnx.data import Dataset, batches
 from dns_onnx.errors import CheckpointError, Diverged
 from dns_onnx.feed import Feed
 from dns_onnx.journal import silent
+from dns_onnx.runtime.metrics import Metric
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
 from dns_onnx.targets import DRAWN_EVERY, Descent, Goal, TargetSurgery
 from dns_onnx.train import Run, eval_batch
@@ -161,14 +162,16 @@ class Prober:
             tried = SOLVERS[:1] if given else SOLVERS
             self.cut(fisher, beyond)
             untrained = heldout_loss(self.run, self.heldout)
-            results = [self._train(fisher, beyond, *s, iterations) for s in tried]
+            results = [self._train(fisher, beyond, *s, iterations, bool(teacher)) for s in tried]
             taught = self.run.objective.share > 0
             self.run.objective = plain
             losses = {f"{kind} {lr:g}": r[0] for (kind, lr), r in zip(tried, results, strict=True)}
             seconds = min(r[1] for r in results)
             if not given:
-                kind, lr = SOLVERS[choice(untrained, list(losses.values()), taught)]
-                solver = {"type": kind, "lr": lr}
+                best = choice(untrained, list(losses.values()), taught)
+                if teacher:
+                    best = last_best(plain.metric, [r[2] for r in results])
+                solver = {"type": SOLVERS[best][0], "lr": SOLVERS[best][1]}
         if timed:
             iterations = in_time(iterations, distributed.from_main(seconds))
         return Probe(ratio, solver, losses, seconds, iterations, teacher, self.worth)
@@ -178,8 +181,7 @@ class Prober:
         run, plain, found = self.run, self.run.objective, []
         for share in (0.0, BESIDE):
             run.objective = plain.sharing(share)
-            self._train(fisher, ratio, *GENTLE, iterations)
-            found.append(run.score(self.heldout))
+            found.append(self._train(fisher, ratio, *GENTLE, iterations, True)[2])
         run.objective = plain
         return BESIDE if plain.metric.better(found[1], found[0]) else 0.0
 
@@ -232,9 +234,13 @@ class Prober:
     # ------------------------------------------------------------------ short trainings
 
     def _train(
-        self, fisher: Mapping[str, Tensor], ratio: float, kind: str, lr: float, iterations: int
-    ) -> tuple[float, float]:
-        """(held-out loss after a short training with this solver, seconds of an iteration)."""
+        self, fisher: Mapping[str, Tensor], ratio: float, kind: str, lr: float, iterations: int,
+        judged: bool = False,
+    ) -> tuple[float, float, float]:  # fmt: skip
+        """What a short training with this solver comes to.
+
+        (held-out loss, seconds of an iteration, held-out metric: where it is `judged`)
+        """
         run = self.run
         config = probe_config(run.config, kind, lr, iterations)
         folder = run.folder / f"probe-{kind}-{lr:g}"
@@ -248,11 +254,12 @@ class Prober:
         try:
             outcome = trained.train(self.data, None, silent)
         except Diverged:
-            return math.inf, math.inf
+            return math.inf, math.inf, math.nan
         loss = heldout_loss(trained, self.heldout)
         if distributed.is_main():
             shutil.rmtree(folder)
-        return loss, outcome.seconds / outcome.iterations
+        metric = run.score(self.heldout) if judged else math.nan
+        return loss, outcome.seconds / outcome.iterations, metric
 
 
 def probe_config(config: Config, kind: str, lr: float, iterations: int) -> Config:
@@ -295,6 +302,14 @@ def choice(untrained: float, losses: Sequence[float], taught: bool = False) -> i
     if taught:
         return int(np.flatnonzero(mended >= min(ALIKE * best, best))[-1])
     return 0 if mended[0] >= CLEARLY * best else int(mended.argmax())
+
+
+def last_best(measure: Metric, values: Sequence[float]) -> int:
+    """Where the best value of a metric stands; of equals, the last."""
+    best = 0
+    for i, value in enumerate(values):
+        best = best if measure.better(values[best], value) else i
+    return best
 
 
 def highest_that(holds: Callable[[float], bool], highest: float) -> float:

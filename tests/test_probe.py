@@ -24,9 +24,11 @@ from dns_onnx.probe import (
     first_guess,
     highest_that,
     in_time,
+    last_best,
     next_growth,
     probe_config,
 )
+from dns_onnx.runtime.metrics import metric
 from dns_onnx.train import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,6 +76,17 @@ def test_where_the_original_teaches_the_gentlest_that_mends_is_taken(
     losses: list[float], chosen: int
 ) -> None:
     assert choice(2.0, losses, taught=True) == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "best"),
+    [("accuracy", [0.8, 0.9, 0.7], 1), ("accuracy", [0.9, 0.8, 0.9], 2),
+     ("ler", [0.3, 0.1, 0.2], 1), ("accuracy", [math.nan, 0.1, math.nan], 1)],
+)  # fmt: skip
+def test_of_equal_metrics_the_gentlest_solver_is_taken(
+    name: str, values: list[float], best: int
+) -> None:
+    assert last_best(metric(name), values) == best
 
 
 @pytest.mark.parametrize(
