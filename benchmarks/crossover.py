@@ -4,7 +4,7 @@
 
 For each kind of layer: ONNX Runtime dense and our kernel in turn at growing densities, one thread,
 batch 1, seed 0; the crossing lies on the line between the last density won and the first lost.
-converters/encodings/crossover.py holds what this printed.
+converters/encodings/crossover.py holds what this printed with DNS_ONNX_KERNELS=avx2.
 """
 
 from __future__ import annotations

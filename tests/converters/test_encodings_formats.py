@@ -263,9 +263,9 @@ def test_dense_layers_keep_their_plain_node(density: float) -> None:
 
 # op_type, weight shape, a density where the kernel pays, one where it does not
 CROSSOVERS = {
-    "3x3 convolution": ("Conv", (64, 64, 3, 3), 0.75, 0.8),
-    "grouped convolution": ("Conv", (64, 32, 3, 3), 0.75, 0.8),
-    "1x1 convolution": ("Conv", (64, 64, 1, 1), 0.65, 0.7),
+    "3x3 convolution": ("Conv", (64, 64, 3, 3), 0.75, 0.85),
+    "grouped convolution": ("Conv", (64, 32, 3, 3), 0.75, 0.85),
+    "1x1 convolution": ("Conv", (64, 64, 1, 1), 0.7, 0.75),
     "matrix of 1 MB": ("Gemm", (512, 512), 0.2, 0.25),
     "matrix of 16 MB": ("MatMul", (2048, 2048), 0.3, 0.4),
     "matrix of 144 MB": ("Gemm", (4096, 9216), 0.5, 0.6),
