@@ -297,7 +297,9 @@ def choice(untrained: float, losses: Sequence[float], taught: bool = False) -> i
     untrained: the loss before.  taught: the original teaches; the last, gentlest one that mends as
     good as the best then disturbs least what it still knows.
     """
-    mended = untrained - np.array(losses)
+    finite = [x for x in losses if math.isfinite(x)]
+    before = untrained if math.isfinite(untrained) else max(finite, default=0.0)
+    mended = np.array([before - x if math.isfinite(x) else -math.inf for x in losses])
     best = mended.max()
     if taught:
         return int(np.flatnonzero(mended >= min(ALIKE * best, best))[-1])

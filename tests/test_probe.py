@@ -78,6 +78,17 @@ def test_where_the_original_teaches_the_gentlest_that_mends_is_taken(
     assert choice(2.0, losses, taught=True) == chosen
 
 
+@pytest.mark.parametrize("taught", [False, True], ids=["labels", "original"])
+@pytest.mark.parametrize(
+    ("losses", "chosen"),
+    [([3.0, 0.5, 2.0], {1}), ([math.inf, 0.5, math.inf], {1}), ([math.inf] * 3, {0, 2})],
+)
+def test_a_cut_that_leaves_no_finite_loss_takes_what_mends_it_best(
+    losses: list[float], chosen: set[int], taught: bool
+) -> None:
+    assert choice(math.inf, losses, taught) in chosen
+
+
 @pytest.mark.parametrize(
     ("name", "values", "best"),
     [("accuracy", [0.8, 0.9, 0.7], 1), ("accuracy", [0.9, 0.8, 0.9], 2),
