@@ -18,6 +18,9 @@ INPUTS_KEY = "dns_onnx.inputs"
 # A sum v becomes min(max(v < 0 ? slope * v : v, low), high).
 _NO_ACTIVATION = {"low": -math.inf, "high": math.inf, "slope": 1.0}
 
+# The kernels refuse more (runtime/csrc/csr.cc).
+_MOST_ROWS = 2**26
+
 ShapeOf = Callable[[str], Sequence[int | None] | None]
 
 _PLAIN = ("", "ai.onnx")
@@ -36,6 +39,9 @@ def sparse_use(site: Site) -> tuple[Use | None, str]:
         return None, "it is an output of the graph"
     if node.op_type not in ("Gemm", "MatMul", "Conv") or node.domain not in _PLAIN:
         return None, f"{node.op_type} has no sparse operator"
+    rows = site.tensor.dims[0] if site.tensor.dims else 1
+    if max(rows, math.prod(site.tensor.dims) // max(rows, 1)) > _MOST_ROWS:
+        return None, f"sparse operators take at most {_MOST_ROWS} rows and columns"
     rank = len(site.tensor.dims)
     if use.index != 1 or (rank < 3 if node.op_type == "Conv" else rank != 2):
         return None, f"{node.op_type} has no sparse operator for input {use.index} of rank {rank}"

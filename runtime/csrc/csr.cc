@@ -2,14 +2,15 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 namespace dns_onnx {
 namespace {
 
 constexpr const char* kRemedy =
     "; the file is damaged or was not written by dns-onnx: export it again";
-constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max();
+
+// A few bytes may name any shape, and each row, or column once transposed, takes 8 in memory.
+constexpr int64_t kMaxDimension = int64_t{1} << 26;
 
 [[noreturn]] void fail(const std::string& where, const std::string& operand,
                        const std::string& expected, const std::string& got) {
@@ -116,7 +117,7 @@ void read_shape(const std::string& where, const Tensor& tensor, Csr& matrix) {
   matrix.rows = dims[0];
   matrix.width = product(where, dims + 1, static_cast<size_t>(tensor.count) - 1);
   if (matrix.rows > kMaxDimension || matrix.width > kMaxDimension) {
-    fail(where, "shape", "rows and row width below 2^31", to_string(matrix.shape));
+    fail(where, "shape", "rows and row width of at most 2^26", to_string(matrix.shape));
   }
 }
 

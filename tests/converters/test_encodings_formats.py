@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from dns_onnx.converters.encodings import FORMATS, choose, is_encoded, to_dense
+from dns_onnx.converters.encodings import FORMATS, choose, is_encoded, kernels, to_dense
 from dns_onnx.converters.encodings.crossover import kernel_pays
 from dns_onnx.converters.exporter import convert, export_model
 
@@ -246,6 +246,18 @@ def test_padding_that_depends_on_a_free_size_stays_plain() -> None:
     (row,) = (r for r in convert(model, "csr").tensors if r.encoding != "dense")
     assert row.operator == "CsrToDense"
     assert row.reason == "its padding depends on the input size"
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40)], ids=["high", "wide"])
+def test_layers_beyond_the_kernels_keep_their_plain_node(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_MOST_ROWS", 39)
+    weights = {"W": sparse(np.random.default_rng(8), shape, 0.1)}
+    model = build([helper.make_node("MatMul", ["X", "W"], ["Y"])], {"X": (1, shape[0])}, weights)
+    (row,) = convert(model, "csr").tensors
+    assert row.operator == "CsrToDense"
+    assert row.reason == "sparse operators take at most 39 rows and columns"
 
 
 @pytest.mark.parametrize("density", [0.03, 0.15, 0.6])
