@@ -17,6 +17,7 @@ from onnx import TensorProto, numpy_helper
 from dns_onnx.errors import ModelError
 from dns_onnx.runtime.decoding import Decoder, plain_node
 from dns_onnx.runtime.fuse import fuse
+from dns_onnx.runtime.join import join
 from dns_onnx.runtime.sites import (
     DOMAIN,
     OPERATORS,
@@ -83,6 +84,7 @@ class Forms:
         _name_functions(model)
         _drop_unread(model)
         substituted = substitute(model, self._folder) if self._substitutes else ()
+        join(model, Tensors(model, self._folder))  # after the others, which look for the Concat
         return Form(model.SerializeToString(), tuple(folded), tuple(unfolded), substituted)
 
 

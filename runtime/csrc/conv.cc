@@ -202,10 +202,11 @@ std::shared_ptr<const Conv::Plan> Conv::plan(const std::vector<int64_t>& input) 
 }
 
 void Conv::run(Parallel& parallel, const std::vector<int64_t>& input, const float* x,
-               const float* bias, const float* residual, const Activation& activation,
-               float* y) const {
-  const std::vector<int64_t> output = output_shape(input);
+               const float* bias, const float* residual, const Activation& activation, float* y,
+               int64_t channels) const {
+  std::vector<int64_t> output = output_shape(input);
   if (product(where_, output.data(), output.size()) == 0) return;
+  if (channels > 0) output[1] = channels;
   const std::vector<int64_t> pads = leading_pads(input);
   const std::shared_ptr<const Plan> now = plan(input);
   const size_t outer = rank_ > 2 ? rank_ - 2 : 0;

@@ -24,9 +24,10 @@ class Conv {
   std::vector<int64_t> output_shape(const std::vector<int64_t>& input) const;
   int64_t outputs() const { return weights_.rows; }
   // x, y: of the shapes above.  bias: [M] or null.  residual: of y's shape or null, added before
-  // the activation.
+  // the activation.  channels: of an image in y, where it holds other maps too; 0 for M.
   void run(Parallel& parallel, const std::vector<int64_t>& input, const float* x, const float* bias,
-           const float* residual, const Activation& activation, float* y) const;
+           const float* residual, const Activation& activation, float* y,
+           int64_t channels = 0) const;
 
  private:
   std::vector<int64_t> leading_pads(const std::vector<int64_t>& input) const;

@@ -23,6 +23,7 @@ std::unique_ptr<Kernel> make_gemm(const abi::Api* api, const abi::KernelInfo* in
 std::unique_ptr<Kernel> make_matmul(const abi::Api* api, const abi::KernelInfo* info);
 std::unique_ptr<Kernel> make_left_matmul(const abi::Api* api, const abi::KernelInfo* info);
 std::unique_ptr<Kernel> make_conv(const abi::Api* api, const abi::KernelInfo* info);
+std::unique_ptr<Kernel> make_conv_concat(const abi::Api* api, const abi::KernelInfo* info);
 std::unique_ptr<Kernel> make_lrn(const abi::Api* api, const abi::KernelInfo* info);
 std::unique_ptr<Kernel> make_max_pool(const abi::Api* api, const abi::KernelInfo* info);
 

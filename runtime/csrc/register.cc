@@ -29,8 +29,9 @@ struct Operator {
   Make make;
 };
 
-// values, and positions whose type may be any; row_ptr may be absent; shape; all after is optional
-constexpr size_t kRowPtr = 3, kShape = 4;
+// values, and positions whose type may be any; row_ptr may be absent; shape; all after is optional.
+// CsrConvConcat has so many operands again and again.
+constexpr size_t kRowPtr = 3, kShape = 4, kOperands = 8;
 
 const Operator& self(const abi::CustomOp* op) { return *reinterpret_cast<const Operator*>(op); }
 
@@ -61,7 +62,9 @@ Operator make_operator(const char* name, size_t inputs, Make make) {
   table.GetInputTypeCount = [](const abi::CustomOp* o) { return self(o).inputs; };
   // undefined stands for any type: one registration serves every type of values and indices
   table.GetInputType = [](const abi::CustomOp*, size_t i) {
-    return i == kShape ? abi::kInt64 : (i == 0 || i > kShape ? abi::kFloat : abi::kUndefined);
+    const size_t place = i % kOperands;
+    if (place == kShape) return abi::kInt64;
+    return place == 0 || place > kShape ? abi::kFloat : abi::kUndefined;
   };
   table.GetInputCharacteristic = [](const abi::CustomOp*, size_t i) {
     return i <= kShape && i != kRowPtr ? abi::kRequired : abi::kOptional;
@@ -96,6 +99,7 @@ const std::vector<Operator>& operators() {
                                             make_operator("CsrMatMul", 7, make_matmul),
                                             make_operator("CsrLeftMatMul", 5, make_left_matmul),
                                             make_operator("CsrConv", 8, make_conv),
+                                            make_operator("CsrConvConcat", 32, make_conv_concat),
                                             make_operator("LRN", 1, make_lrn),
                                             make_operator("MaxPool", 1, make_max_pool)};
   return all;
