@@ -41,7 +41,7 @@ SOLVERS = (("sgd", 1e-2), ("sgd", 1e-3), ("adam", 3e-3), ("adam", 1e-3), ("adam"
            ("adam", 1e-4))  # fmt: skip
 GENTLE, BESIDE = ("adam", 3e-4), 0.5  # what says whether so much of the original's helps
 CLEARLY = 0.8  # the first solver stays where it mends so much of what the best one mends
-ALIKE = 0.95  # so much of that is as good
+ALIKE = 0.9  # so much of that is as good: short trainings favour high rates
 PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 0.05, 40, 200  # iterations of a probe, of those of a trial,
 SHORT = 5  # but never more than a fifth of them
 PROBE_ROWS = 1024  # held-out rows that judge it

@@ -69,7 +69,7 @@ def test_the_first_solver_stays_where_none_is_clearly_better(
 
 @pytest.mark.parametrize(
     ("losses", "chosen"),
-    [([1.0, 1.1, 0.9], 2), ([1.0, 0.5, 0.56], 2), ([1.0, 0.5, 0.6], 1), ([0.1, 0.2, math.inf], 0),
+    [([1.0, 1.1, 0.9], 2), ([1.0, 0.5, 0.6], 2), ([1.0, 0.5, 0.7], 1), ([0.1, 0.4, math.inf], 0),
      ([3.0, 2.5, 4.0], 1)],
 )  # fmt: skip
 def test_where_the_original_teaches_the_gentlest_that_mends_is_taken(
