@@ -52,7 +52,7 @@ class Net:
 
 NETS = {
     "vnn22_sri_resnet_a": Net("labels", 0.5, 64, 250, {"data": {"holdout": 0.25}}),
-    "vnn23_vit_cifar10_pgd_2_3_16": Net("labels", 0.5, 64, 500, {"data": {"holdout": 0.25}}),
+    "vnn23_vit_cifar10_pgd_2_3_16": Net("labels", 0.5, 64, 3000, {"data": {"holdout": 0.25}}),
     "silero_vad": Net("original", 1.0, 64, 1000),
     "gtcrn_simple": Net("original", 1.0, 16, 120),
     "magika_v1": Net("original", 0.5, 8, 60),
