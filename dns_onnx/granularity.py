@@ -21,13 +21,8 @@ _N_OF_M = re.compile(r"([1-9]\d*):([1-9]\d*)")
 DAMPING = 0.1  # of the mean curvature of a layer, in that of each entry
 
 
-@dataclass(frozen=True)
-class Elements:
-    """Every entry by itself."""
-
-    def magnitudes(self, weight: Tensor) -> Tensor:
-        """The root mean square of each group: float, one number a group."""
-        return weight.abs()
+class _Single:
+    """Groups of one entry each."""
 
     def groups(self, mask: Tensor) -> Tensor:
         """Which groups are kept: bool, in the shape of `magnitudes`."""
@@ -42,7 +37,16 @@ class Elements:
         return 1
 
 
-class Weighed:
+@dataclass(frozen=True)
+class Elements(_Single):
+    """Every entry by itself."""
+
+    def magnitudes(self, weight: Tensor) -> Tensor:
+        """The root mean square of each group: float, one number a group."""
+        return weight.abs()
+
+
+class Weighed(_Single):
     """Every entry by itself, its magnitude weighed by how its curvature compares with its layer's.
 
     To second order, cutting an entry w raises the loss by F w^2 / 2, F its mean squared gradient.
@@ -71,15 +75,6 @@ class Weighed:
 
     def magnitudes(self, weight: Tensor) -> Tensor:
         return weight.abs() * self.factors
-
-    def groups(self, mask: Tensor) -> Tensor:
-        return mask
-
-    def entries(self, groups: Tensor, like: Tensor) -> Tensor:
-        return groups
-
-    def size(self, weight: Tensor) -> int:
-        return 1
 
 
 @dataclass(frozen=True)

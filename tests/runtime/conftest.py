@@ -14,11 +14,22 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from dns_onnx.converters.exporter import convert
 from dns_onnx.errors import NativeLibraryError
+from dns_onnx.runtime.dispatch import choose
 from dns_onnx.runtime.library import library_path
 
 Array = npt.NDArray[Any]
 OPERANDS = ("values", "col_indices", "row_ptr", "shape")
+
+
+def as_chosen(model: onnx.ModelProto) -> tuple[bytes, list[str]]:
+    """What a session opens of a model that is written sparse, and its operators but constants."""
+    sparse = convert(model, "csr", wants_kernel=lambda *_: True).model
+    chosen = choose(sparse.SerializeToString(), None, 1, None)
+    assert chosen.data is not None
+    nodes = onnx.load_from_string(chosen.data).graph.node
+    return chosen.data, [n.op_type for n in nodes if n.op_type != "Constant"]
 
 
 def csr_operands(

@@ -11,9 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from dns_onnx.converters.exporter import convert
-from dns_onnx.runtime.dispatch import choose
 from dns_onnx.runtime.library import library_path
+from tests.runtime.conftest import as_chosen
 
 Make = Callable[..., Any]
 
@@ -111,13 +110,10 @@ def test_convolutions_that_only_a_concat_reads(
     text: str, left: list[str] | None, threads: int, close: Make
 ) -> None:
     model = build(text)
-    sparse = convert(model, "csr", wants_kernel=lambda *_: True).model
-    chosen = choose(sparse.SerializeToString(), None, 1, None)
-    assert chosen.data is not None
-    nodes = onnx.load_from_string(chosen.data).graph.node
-    assert [n.op_type for n in nodes if n.op_type != "Constant"] == (left or ["CsrConvConcat"])
+    data, nodes = as_chosen(model)
+    assert nodes == (left or ["CsrConvConcat"])
     x = np.random.default_rng(4).standard_normal((2, 40, 9, 7)).astype(np.float32)
-    got = opened(chosen.data, native=True, threads=threads).run(None, {"x": x})[0]
+    got = opened(data, native=True, threads=threads).run(None, {"x": x})[0]
     close(got, opened(model.SerializeToString(), native=False).run(None, {"x": x})[0])
 
 

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from dns_onnx.converters.exporter import convert
 from dns_onnx.runtime.dispatch import choose
 from dns_onnx.runtime.library import library_path
+from tests.runtime.conftest import as_chosen
 
 Make = Callable[..., Any]
 
@@ -152,14 +153,11 @@ def test_followers_are_joined_where_nothing_else_reads(
     text: str, left: list[str], close: Make
 ) -> None:
     model = build(text)
-    sparse = convert(model, "csr", wants_kernel=lambda *_: True).model
-    chosen = choose(sparse.SerializeToString(), None, 1, None)
-    assert chosen.data is not None
-    nodes = onnx.load_from_string(chosen.data).graph.node
-    assert [n.op_type for n in nodes if n.op_type != "Constant"] == left
+    data, nodes = as_chosen(model)
+    assert nodes == left
     feeds = feeds_of(model)
     want = run(model.SerializeToString(), feeds, native=False)
-    for got, expected in zip(run(chosen.data, feeds, native=True), want, strict=True):
+    for got, expected in zip(run(data, feeds, native=True), want, strict=True):
         close(got, expected)
 
 
