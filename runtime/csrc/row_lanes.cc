@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <optional>
 
@@ -95,7 +96,7 @@ void halve(RowLanes& lanes) {
 }  // namespace
 
 RowLanes row_lanes(const Csr& weights, int64_t most) {
-  if (weights.width < kWindow || weights.rows > std::numeric_limits<int32_t>::max()) return {};
+  if (weights.width < kWindow) return {};
   RowLanes lanes;
   lanes.rows = longest_first(weights);
   lanes.steps.push_back(0);
