@@ -6,7 +6,7 @@ DIR of --data holds models/ and data/ (DNS_ONNX_DATA).  Every net is `dns-onnx c
 --train DATA --eval DATA --max-drop D` with a batch and iterations that there is time for; solver,
 learning rate and thresholds are found by the search.  Rows come from real_inputs.py; those for
 evaluation are read once, at the end.  A run that is finished is not run again, and one that was
-stopped goes on.  --one-cut stops before any training, at the compression that one cut reaches.
+stopped goes on.  --untrained stops before any training, at the compression that cuts alone reach.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rich.console import Console
 
 from dns_onnx import report
 from dns_onnx.config import Config, parse_config
+from dns_onnx.cuts import Cut
 from dns_onnx.journal import Progress
 from dns_onnx.pipeline import Result, compress
 from dns_onnx.probe import Probe
@@ -69,7 +70,7 @@ def main(
     work: Annotated[Path, typer.Option(help="inputs and runs, to go on from")],
     net: Annotated[list[str] | None, typer.Option(help="only these")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="default: 0")] = None,
-    one_cut: Annotated[bool, typer.Option("--one-cut", help="without training")] = False,
+    untrained: Annotated[bool, typer.Option("--untrained", help="cut and fitted only")] = False,
     out: Annotated[Path | None, typer.Option(help="write the table there, .md and .json")] = None,
 ) -> None:
     """Search once for each net and seed, and print the table of all that are finished."""
@@ -77,35 +78,35 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     for number in seed or [0]:
         for name in net or list(NETS):
-            done = work / f"{name}-{'cut' if one_cut else 'search'}-{number}.json"
+            done = work / f"{name}-{'cut' if untrained else 'search'}-{number}.json"
             if not done.exists():
-                row = search(name, number, data, work, one_cut)
+                row = search(name, number, data, work, untrained)
                 done.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
             write(finished(work), out)
     console.print(table(finished(work)), markup=False)
 
 
-def search(name: str, seed: int, data: Path, work: Path, one_cut: bool) -> dict[str, Any]:
+def search(name: str, seed: int, data: Path, work: Path, untrained: bool) -> dict[str, Any]:
     """One search; all that the table and its reader need of it."""
-    out = work / f"{name}-{'cut' if one_cut else 'search'}-{seed}.onnx"
+    out = work / f"{name}-{'cut' if untrained else 'search'}-{seed}.onnx"
     train, held = rows_of(name, data, work / "inputs" / name)
     console.print(f"{name}, seed {seed}", markup=False)
     result = compress(
         data / "models" / f"{name}.onnx", out, train=train, eval=held,
-        config=settings(NETS[name], seed, one_cut), max_drop=NETS[name].drop, device="cpu",
+        config=settings(NETS[name], seed, untrained), max_drop=NETS[name].drop, device="cpu",
         resume=True, observe=say_progress, tell=say_found, bench_seconds=0.2,
     )  # fmt: skip
     return row_of(name, seed, result, work)
 
 
-def settings(net: Net, seed: int, one_cut: bool) -> Config:
-    """What the run is told; one cut needs no solver."""
+def settings(net: Net, seed: int, untrained: bool) -> Config:
+    """What the run is told; what is not trained needs no solver."""
     values: dict[str, Any] = {
         "seed": seed,
         "data": {"batch": net.batch, **net.settings.get("data", {})},
         "train": {"iterations": net.iterations, "log_every": max(net.iterations // 4, 1)},
-        "target": {"trials": 1 if one_cut else TRIALS},
-        **({"solver": {"type": "sgd"}} if one_cut else {}),
+        "target": {"trials": 1 if untrained else TRIALS},
+        **({"solver": {"type": "sgd"}} if untrained else {}),
     }
     values |= {name: table for name, table in net.settings.items() if name != "data"}
     return parse_config(values, "real_networks")
@@ -136,7 +137,7 @@ def row_of(name: str, seed: int, result: Result, work: Path) -> dict[str, Any]:
         "net": name, "seed": seed, "learned": result.objective, "metric": judged.name,
         "before": judged.before, "after": judged.after, "drop": judged.drop, "rows": check.rows,
         "budget": NETS[name].drop, "kept": kept, "size": size, "sparsity": 1 - kept / size,
-        "one_cut": probe["ratio"], "solver": probe["solver"],
+        "untrained": probe["ratio"], "solver": probe["solver"],
         "beside": best.settings["distill"]["weight"], "heldout_drop": best.drop,
         "csr_bytes": check.sizes.file, "original_bytes": check.sizes.original,
         "ok": check.ok, "trials": len(result.trials), "iterations": NETS[name].iterations,
@@ -160,13 +161,15 @@ def say_progress(progress: Progress) -> None:
     )  # fmt: skip
 
 
-def say_found(found: Trial | Reference | Probe) -> None:
+def say_found(found: Trial | Reference | Cut | Probe) -> None:
     """A line for each trial, and for what was found before them."""
     if isinstance(found, Trial):
         console.print(
             f" trial {found.trial}: {found.ratio:.3f}x, drop {found.drop}, "
             f"{'accepted' if found.accepted else 'rolled back'} {found.note}", markup=False,
         )  # fmt: skip
+    elif isinstance(found, Cut):
+        console.print(f" {found}", markup=False)
     else:
         console.print(f" {found.said}", markup=False)
         if isinstance(found, Probe):
@@ -175,8 +178,8 @@ def say_found(found: Trial | Reference | Probe) -> None:
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """A line for each net; several seeds as a range."""
-    header = ["net", "learned from", "seeds", "zeros", "compression", "of which one cut", "metric",
-              "original", "pruned", "drop", "budget", "held-out drop", "bytes", "`csr` bytes",
+    header = ["net", "learned from", "seeds", "zeros", "compression", "of which untrained",
+              "metric", "original", "pruned", "drop", "budget", "held-out drop", "bytes", "`csr` bytes",
               "solver", "trained: batch x iterations x trials", "seconds"]  # fmt: skip
     lines = []
     found = list(rows)
@@ -187,13 +190,13 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             name, NETS[name].teaches, str(len(of)),
             span([100 * r["sparsity"] for r in of], ".1f", " %"),
             span([r["size"] / r["kept"] for r in of], ".2f", "x"),
-            span([r["one_cut"] for r in of], ".2f", "x"), one["metric"],
+            span([r["untrained"] for r in of], ".2f", "x"), one["metric"],
             span([100 * r["before"] for r in of], ".2f", " %"),
             span([100 * r["after"] for r in of], ".2f", " %"),
             span([r["drop"] for r in of], "+.2f"), f"{one['budget']:g}",
             span([r["heldout_drop"] for r in of], "+.2f"),
             f"{one['original_bytes']:,}", span([r["csr_bytes"] for r in of], ",.0f"),
-            ", ".join(dict.fromkeys(told(r) for r in of)) if trained else "one cut",
+            ", ".join(dict.fromkeys(told(r) for r in of)) if trained else "none",
             f"{one['batch']} x {one['iterations']} x {span([r['trials'] - 1 for r in of], '.0f')}"
             if trained else "none",
             span([r["seconds"] for r in of], ".0f"),

@@ -23,6 +23,7 @@ from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.exporter import Export, export_model
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
+from dns_onnx.cuts import Cut
 from dns_onnx.data import Dataset, all_labels, batches
 from dns_onnx.drawn import WEAK
 from dns_onnx.errors import ConfigError, NotMain
@@ -110,7 +111,7 @@ def compress(
     drop_dead: bool = False,
     bench_seconds: float = 1.0,
     observe: Observer = silent,
-    tell: Callable[[Trial | Reference | Probe], None] = lambda found: None,
+    tell: Callable[[Trial | Reference | Cut | Probe], None] = lambda found: None,
     pick: int | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
 ) -> Result:
@@ -171,7 +172,7 @@ def compress(
         search.settle(observe)
         reference = search.reference
         tell(reference)
-        tell(search.explore())
+        tell(search.explore(tell))
         best = search.find(observe, tell) if pick is None else search.take(pick)
         outcome, trials = finished(best, search.trials), search.trials
         thresholds = best.thresholds

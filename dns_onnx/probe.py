@@ -1,9 +1,8 @@
-"""What a search finds out before its first trial: how far one cut goes, how to train, how long.
+"""What a search finds out before its first trial: how far cuts alone go, how to train, how long.
 
 Networks differ in what a learning rate does to them, and in how much can be cut before training
-has to mend it.  One cut by curvature, to several sizes, says the latter.  Some short trainings of
-the network cut a step further say which solver mends it best, and what an iteration takes.  What
-decides are held-out rows.
+has to mend it.  `cuts` says the latter.  Some short trainings of the network cut a step further
+say which solver mends it best, and what an iteration takes.  What decides are held-out rows.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,16 @@ from torch import Tensor
 from dns_onnx import distributed
 from dns_onnx.attach import to_device
 from dns_onnx.config import Config
-from dns_onnx.curvature import drawn_loss, put_gradients
+from dns_onnx.cuts import Cut, Cutter
 from dns_onnx.data import Dataset, batches
 from dns_onnx.errors import CheckpointError, Diverged
-from dns_onnx.feed import Feed
 from dns_onnx.journal import silent
 from dns_onnx.runtime.metrics import Metric
+from dns_onnx.snapshot import put_back, taken
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
-from dns_onnx.targets import DRAWN_EVERY, Descent, Goal, TargetSurgery
 from dns_onnx.train import Run, eval_batch
 
 PROBE = "probe.json"
-READINGS = 16  # batches whose gradients say where one cut goes
-FIRST, FINE = 2.0, 1.06  # the first compression that is tried, and when the highest is known
 SOLVERS = (("sgd", 1e-2), ("sgd", 1e-3), ("adam", 3e-3), ("adam", 1e-3), ("adam", 3e-4),
            ("adam", 1e-4))  # fmt: skip
 GENTLE, BESIDE = ("adam", 3e-4), 0.5  # what says whether so much of the original's helps
@@ -57,11 +54,12 @@ TRIAL_SECONDS = 1200  # that a trial may take; its iterations are halved until t
 class Probe:
     """What was found.
 
-    ratio: the compression that one cut reaches within the budget; 1.0 where it reaches none or
-    nothing is known of a budget.  solver: the settings that were chosen, none where they were
+    ratio: the compression reached within the budget without training; 1.0 where none was or nothing
+    is known of a budget.  solver: the settings that were chosen, none where they were
     given.  losses: held-out, after each solver's probe.  seconds: of an iteration.  iterations:
     of a trial.  teacher: the original's part of the loss; None where that was not open.
-    worth: how many held-out answers the budget is; None where none are counted.
+    worth: how many held-out answers the budget is; None where none are counted.  cuts: all that
+    were tried, in order.
     """
 
     ratio: float
@@ -71,11 +69,14 @@ class Probe:
     iterations: int
     teacher: float | None = None
     worth: float | None = None
+    cuts: list[Cut] = field(default_factory=list)
 
     @property
     def said(self) -> str:
         """In words."""
-        words = [f"one cut holds to {self.ratio:.3g}x"] if self.ratio > 1 else []
+        fitted = any(cut.fitted and cut.held for cut in self.cuts)
+        how = "cut and fitted, layer by layer," if fitted else "cut"
+        words = [f"{how} it holds to {self.ratio:.3g}x"] if self.ratio > 1 else []
         if self.solver:
             words.append(f"{self.solver['type']} at {self.solver['lr']:g} mends best")
         if self.teacher:
@@ -107,47 +108,53 @@ class Probe:
 class Prober:
     """What it takes to probe.
 
-    run: holds the model.  restore: puts the original back.  goals: by density.  within: whether a
-    held-out metric is within the budget; None where no budget counts.  highest: compression.
-    worth: how many held-out answers the budget is, where it is counted in them.  fallible: whether
-    the original is wrong often enough to have something to teach beside labels.
+    cutter: of the original.  within: whether a held-out metric is within the budget; None where no
+    budget counts.  highest: compression.  worth: how many held-out answers the budget is, where it
+    is counted in them.  fallible: whether the original is wrong often enough to have something to
+    teach beside labels.
     """
 
-    run: Run
-    data: Dataset
+    cutter: Cutter
     heldout: Dataset
-    restore: Callable[[], None]
-    goals: Callable[[float], list[Goal]]
     within: Callable[[float], bool] | None
     highest: float
     worth: float | None = None
     fallible: bool = False
 
-    def find(self, asked: float | None) -> Probe:
+    @property
+    def run(self) -> Run:
+        """What holds the model."""
+        return self.cutter.run
+
+    def find(self, asked: float | None, tell: Callable[[Cut], None]) -> Probe:
         """What there is to know; from the run folder where it stands there.
 
-        asked: the compression to reach, where one is given.
+        asked: the compression to reach, where one is given.  tell: called with each cut.
         """
         path = self.run.folder / PROBE
         found = _read(path, self.run) if path.exists() else None
         distributed.wait()  # nobody writes before all have looked
         if found is None:
-            found = self._found(asked)
+            found = self._found(asked, tell)
             if distributed.is_main():
                 _write(path, self.run, found)
             distributed.wait()
-        self.restore()
         return found
 
-    def _found(self, asked: float | None) -> Probe:
+    def _found(self, asked: float | None, tell: Callable[[Cut], None]) -> Probe:
         config = self.run.config
-        iterations = first_guess(config, len(self.data))
+        iterations = first_guess(config, len(self.cutter.data))
         given = {"type", "lr"} & config.solver.model_fields_set
         timed = "iterations" not in config.train.model_fields_set
         if self.within is None and given and not timed:
             return Probe(1.0, {}, {}, 0.0, iterations)  # nothing is left to find out
-        fisher = self.curvature()
-        ratio = self._one_cut(fisher)
+        cuts: list[Cut] = []
+        self.cutter.restore()
+        if self.within is not None:
+            score = partial(self.run.score, self.heldout)
+            cuts = self.cutter.furthest(score, self.within, self.highest, tell)
+        ratio = max((cut.ratio for cut in cuts if cut.held), default=1.0)
+        start = taken(self.run)
         solver: dict[str, Any] = {}
         losses: dict[str, float] = {}
         seconds, teacher = 0.0, None
@@ -157,12 +164,12 @@ class Prober:
                 beyond = math.sqrt(asked)
             plain = self.run.objective
             if plain.open and self.fallible:
-                teacher = self._teacher(fisher, beyond, iterations)
+                teacher = self._teacher(start, beyond, iterations)
                 self.run.objective = plain.sharing(teacher)
             tried = SOLVERS[:1] if given else SOLVERS
-            self.cut(fisher, beyond)
+            self._begin(start, beyond)
             untrained = heldout_loss(self.run, self.heldout)
-            results = [self._train(fisher, beyond, *s, iterations, bool(teacher)) for s in tried]
+            results = [self._train(start, beyond, *s, iterations, bool(teacher)) for s in tried]
             taught = self.run.objective.share > 0
             self.run.objective = plain
             losses = {f"{kind} {lr:g}": r[0] for (kind, lr), r in zip(tried, results, strict=True)}
@@ -174,67 +181,26 @@ class Prober:
                 solver = {"type": SOLVERS[best][0], "lr": SOLVERS[best][1]}
         if timed:
             iterations = in_time(iterations, distributed.from_main(seconds))
-        return Probe(ratio, solver, losses, seconds, iterations, teacher, self.worth)
+        return Probe(ratio, solver, losses, seconds, iterations, teacher, self.worth, cuts)
 
-    def _teacher(self, fisher: Mapping[str, Tensor], ratio: float, iterations: int) -> float:
+    def _teacher(self, start: dict[str, Tensor], ratio: float, iterations: int) -> float:
         """The original's part of the loss: none where labels alone leave as good a metric."""
         run, plain, found = self.run, self.run.objective, []
         for share in (0.0, BESIDE):
             run.objective = plain.sharing(share)
-            found.append(self._train(fisher, ratio, *GENTLE, iterations, True)[2])
+            found.append(self._train(start, ratio, *GENTLE, iterations, True)[2])
         run.objective = plain
         return BESIDE if plain.metric.better(found[1], found[0]) else 0.0
 
-    # ------------------------------------------------------------------ one cut
-
-    def curvature(self) -> dict[str, Tensor]:
-        """F_l of each layer of the original."""
-        run, has_labels = self.run, self.run.objective.has_labels
-        self.restore()
-        surgery = self._surgery(1.0, READINGS * DRAWN_EVERY)
-        feed = Feed(self.data, run.config, run.device)
-        torch.manual_seed(run.config.seed)
-        for i in range(READINGS):
-            inputs, targets = feed(i)
-            outputs = run.model(*inputs)
-            loss = run.objective.loss(outputs, inputs, targets) if has_labels else None
-            put_gradients(
-                drawn_loss(outputs, run.model.heads) if loss is None else loss,
-                run.weights.values(),
-            )
-            surgery.listen(i * DRAWN_EVERY)
-        run.optimizer.torch.zero_grad()
-        return surgery.fisher
-
-    def cut(self, fisher: Mapping[str, Tensor], ratio: float) -> None:
-        """Cut the original to a compression at once."""
-        self.restore()
-        surgery = self._surgery(1.0 / ratio, 1)
-        surgery.fisher.update(fisher)
-        surgery.at_once()
-
-    def _surgery(self, density: float, stop: int) -> TargetSurgery:
-        return TargetSurgery(
-            list(self.run.surgery), self.run.config.seed, self.goals(density), Descent(stop, stop),
-            drawn=not self.run.objective.has_labels,
-        )  # fmt: skip
-
-    def _one_cut(self, fisher: Mapping[str, Tensor]) -> float:
-        """The highest compression within the budget, without training."""
-        within = self.within
-        if within is None:
-            return 1.0
-
-        def holds(ratio: float) -> bool:
-            self.cut(fisher, ratio)
-            return within(self.run.score(self.heldout))
-
-        return highest_that(holds, self.highest)
-
     # ------------------------------------------------------------------ short trainings
 
+    def _begin(self, start: dict[str, Tensor], ratio: float) -> None:
+        """The net that probes begin from: cut further than it bears."""
+        put_back(self.run, start)
+        self.cutter.cut(ratio)
+
     def _train(
-        self, fisher: Mapping[str, Tensor], ratio: float, kind: str, lr: float, iterations: int,
+        self, start: dict[str, Tensor], ratio: float, kind: str, lr: float, iterations: int,
         judged: bool = False,
     ) -> tuple[float, float, float]:  # fmt: skip
         """What a short training with this solver comes to.
@@ -247,12 +213,12 @@ class Prober:
         if distributed.is_main():
             shutil.rmtree(folder, ignore_errors=True)
         distributed.wait()
-        self.cut(fisher, ratio)
+        self._begin(start, ratio)
         idle = [LayerSurgery(x.name, x.tensors, Schedule(0.0), x.grain) for x in run.surgery]
         trained = run.again(Surgery(idle, config.seed), config, folder, run.fingerprint)
         torch.manual_seed(config.seed)
         try:
-            outcome = trained.train(self.data, None, silent)
+            outcome = trained.train(self.cutter.data, None, silent)
         except Diverged:
             return math.inf, math.inf, math.nan
         loss = heldout_loss(trained, self.heldout)
@@ -314,28 +280,13 @@ def last_best(measure: Metric, values: Sequence[float]) -> int:
     return best
 
 
-def highest_that(holds: Callable[[float], bool], highest: float) -> float:
-    """The highest compression that holds, to the factor FINE; 1.0 where none does."""
-    low, high, ratio = 1.0, math.inf, min(FIRST, highest)
-    while high / low > FINE:
-        if holds(ratio):
-            low = ratio
-            if low >= highest:
-                return low
-        else:
-            high = ratio
-        ratio = math.sqrt(low * high) if math.isfinite(high) else min(low * FIRST, highest)
-    return low
-
-
 def next_growth(reached: Sequence[float], most: float) -> float:
     """The factor from the compression reached last to the next.
 
-    reached: those within the budget so far, the first without training.  A net that one cut takes
-    far goes on in large steps, others in small ones, which grow while all goes well.
+    reached: those within the budget so far, the first without training.  A net that went far
+    without goes on in large steps, others in small ones, which grow while all goes well.
     """
-    last = reached[-1] / (reached[-2] if len(reached) > 1 else 1.0)
-    step = last**2 if len(reached) > 1 else last
+    step = (reached[-1] / reached[-2]) ** 2 if len(reached) > 1 else math.sqrt(reached[-1])
     return min(max(step, LEAST_GROWTH), most)
 
 
@@ -367,7 +318,8 @@ def _key(run: Run) -> dict[str, Any]:
 def _read(path: Path, run: Run) -> Probe:
     try:
         values = json.loads(path.read_text("utf-8"))
-        found = Probe(**values["probe"])
+        cuts = [Cut(**cut) for cut in values["probe"]["cuts"]]
+        found = Probe(**{**values["probe"], "cuts": cuts})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: unreadable: {error}; remove it") from error
     if values.get("of") != _key(run):

@@ -20,17 +20,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from dns_onnx import checkpoint, distributed
+from dns_onnx.cuts import Cut, Cutter
 from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
-from dns_onnx.journal import Observer, packed, unpacked
-from dns_onnx.masks import whole
+from dns_onnx.journal import Observer
 from dns_onnx.prices import least
 from dns_onnx.probe import PROBE, Probe, Prober, first_guess
 from dns_onnx.reference import REFERENCE, TWIN, Reference, nearly_perfect, settle
 from dns_onnx.runtime.metrics import Metric
+from dns_onnx.snapshot import put_back, taken
 from dns_onnx.targets import TargetSurgery, goals
 from dns_onnx.train import Run
 from dns_onnx.trials import (
@@ -66,7 +66,7 @@ class Search:
         self.original = original
         self.reference = Reference(original, original, "")
         self.folder, self.config, self.target = run.folder, run.config, run.config.target
-        self.first = _state(run)
+        self.first = taken(run)
         self.highest = run.surgery.size() / sum(map(least, run.surgery))
         self.trials: list[Trial] = []
 
@@ -82,31 +82,33 @@ class Search:
             self.reference = settle(
                 self.run, self.data, self.heldout, self.original, iterations, observe
             )
-            _restore(self.run, self.first)
+            put_back(self.run, self.first)
         if any(t.reference != self.reference.metric for t in self.trials):
             raise CheckpointError(
                 f"{self.folder / TRIALS}: the trials' drops count from another reference; go on "
                 "with the same target.reference, or start anew in another --run-dir"
             )
 
-    def explore(self) -> Probe:
+    def explore(self, tell: Callable[[Cut], None] = lambda cut: None) -> Probe:
         """Find how far one cut goes, how to train and how long; the cut is the first trial."""
         run = self.run
         budget = self.target.density is None
+        cutter = Cutter(
+            run, self.data, lambda density: goals(list(run.surgery), self.sparsity, density)
+        )
         prober = Prober(
-            run, self.data, self.heldout, lambda: _restore(run, self.first),
-            lambda density: goals(list(run.surgery), self.sparsity, density),
-            self.within_budget if budget else None, self.highest, self._worth(),
-            not nearly_perfect(run.objective.metric, self.original),
+            cutter, self.heldout, self.within_budget if budget else None, self.highest,
+            self._worth(), not nearly_perfect(run.objective.metric, self.original),
         )  # fmt: skip
         asked = None if self.target.density is None else 1.0 / self.target.density
-        found = prober.find(asked)
+        found = prober.find(asked, tell)
         self.config = found.applied(self.config)
         if found.teacher:
             run.objective = run.objective.sharing(found.teacher)
         if budget and not self.trials:
-            prober.cut(prober.curvature(), found.ratio)
-            self._record(self._untrained(found.ratio))
+            cutter.repeat(found.cuts)
+            self._record(self._untrained(found))
+        put_back(run, self.first)
         return found
 
     def _worth(self) -> float | None:
@@ -116,9 +118,10 @@ class Search:
         run.model.train()
         return drop / 100 * answers if drop is not None and answers else None
 
-    def _untrained(self, ratio: float) -> Trial:
-        """The trial that is one cut."""
-        run = self._run(Plan(ratio, None), 0)
+    def _untrained(self, found: Probe) -> Trial:
+        """The trial that was cut and not trained."""
+        plan = Plan(found.ratio, None)
+        run = self._run(plan, 0)
         run.config = run.config.model_copy(
             update={"train": run.config.train.model_copy(update={"iterations": 0})}
         )
@@ -127,7 +130,9 @@ class Search:
             _save(run, run.folder)
         metric = run.score(self.heldout)
         held = self.within_budget(metric)
-        return self._trial(0, Plan(ratio, None), run, metric, held, "one cut, not trained")
+        fitted = any(cut.fitted for cut in found.cuts)
+        note = f"cut{' and fitted' if fitted else ''}, not trained"
+        return self._trial(0, plan, run, metric, held, note)
 
     @property
     def drop_allowed(self) -> float | None:
@@ -162,7 +167,7 @@ class Search:
             raise ConfigError(
                 f"trial {number}: expected one of {[t.trial for t in self.trials]} (see {TRIALS})"
             )
-        _restore(self.run, load_file(self._folder(number) / RESULT))
+        put_back(self.run, load_file(self._folder(number) / RESULT))
         return chosen[0]
 
     def _try(self, plan: Plan, observe: Observer) -> Trial:
@@ -170,7 +175,7 @@ class Search:
         parent = self.first
         if plan.parent is not None:
             parent = load_file(self._folder(plan.parent) / RESULT)
-        _restore(self.run, parent)
+        put_back(self.run, parent)
         run = self._run(plan, number)
         torch.manual_seed(run.config.seed)  # draws of this trial, whatever ran before it here
         run.resume()
@@ -291,30 +296,7 @@ class Search:
         return len(self.trials)
 
 
-# ---------------------------------------------------------------------- weights and masks
-
-
-def _state(run: Run) -> dict[str, Tensor]:
-    """Weights and masks, copied to the CPU; masks as bits."""
-    found = {}
-    for name, holder in run.weights.items():
-        weight = whole(holder.weight.detach()).cpu()  # may lie channels-last
-        found[f"weight.{name}"] = weight.clone(memory_format=torch.contiguous_format)
-        if holder.mask is not None:
-            found[f"mask.{name}"] = packed(whole(holder.mask))
-    return found
-
-
-@torch.no_grad()
-def _restore(run: Run, state: dict[str, Tensor]) -> None:
-    for name, holder in run.weights.items():
-        holder.weight.copy_(distributed.like(state[f"weight.{name}"], holder.weight))
-        if holder.mask is not None:
-            mask = unpacked(state[f"mask.{name}"], holder.mask)
-            holder.mask.copy_(distributed.like(mask, holder.mask))
-
-
 def _save(run: Run, folder: Path) -> None:
     draft = folder / f".{RESULT}.draft"
-    save_file(_state(run), draft)
+    save_file(taken(run), draft)
     os.replace(draft, folder / RESULT)

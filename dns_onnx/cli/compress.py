@@ -14,6 +14,7 @@ from dns_onnx import distributed, page, report
 from dns_onnx.cli.console import command_line, out, print_verdict, show, training_progress
 from dns_onnx.config import Config, load_config, load_recipe, parse_config, recipes
 from dns_onnx.converters.exporter import Export
+from dns_onnx.cuts import Cut
 from dns_onnx.errors import ConfigError
 from dns_onnx.pipeline import Result
 from dns_onnx.pipeline import compress as run
@@ -215,8 +216,12 @@ def with_shapes(settings: Config, given: list[str]) -> Config:
     return settings.model_copy(update={"data": settings.data.model_copy(update={"shape": shapes})})
 
 
-def print_found(found: Trial | Reference | Probe) -> None:
-    """One line for each finished trial; before them, what their drops count from, and a probe."""
+def print_found(found: Trial | Reference | Cut | Probe) -> None:
+    """One line for each finished trial; before them, what their drops count from, cuts, a probe."""
+    if isinstance(found, Cut):
+        fitted, held = ", fitted" if found.fitted else "", "holds" if found.held else "taken back"
+        out.print(f"Cut: {found.ratio:.2f}x{fitted}, metric {found.metric:.4g}: {held}")
+        return
     if not isinstance(found, Trial):
         if found.said:
             out.print(f"{type(found).__name__}: {found.said}", markup=False)

@@ -1,0 +1,155 @@
+"""How far a network can be cut before it has to be trained: a bit at a time, each bit fitted.
+
+The original is cut at the prices of `targets`, a little more each time.  Where that breaks the
+budget, what stays of each layer is fitted to what the layer gave before (`reconstruct`), and it is
+cut on from there; a step that breaks the budget even so is taken back, and a smaller one tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dns_onnx.attach import to_device
+from dns_onnx.curvature import drawn_loss, put_gradients
+from dns_onnx.data import Dataset
+from dns_onnx.feed import Feed
+from dns_onnx.reconstruct import Reconstruction, enough_rows
+from dns_onnx.snapshot import put_back, taken
+from dns_onnx.targets import DRAWN_EVERY, Descent, Goal, TargetSurgery
+from dns_onnx.train import Run
+
+READINGS = 16  # batches whose gradients say what an entry is worth
+FIRST, FINE, LARGEST = 1.25, 1.03, 4.0  # factors from one cut to the next: first, last, any
+MOST = 32  # cuts that are tried
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A cut that was tried.  metric: on held-out rows.  fitted: the layers were, after it."""
+
+    ratio: float
+    metric: float
+    fitted: bool
+    held: bool
+
+
+@dataclass
+class Cutter:
+    """Cuts a run's model without training it.
+
+    run: holds the original.  data: teaching rows.  goals: by density.
+    """
+
+    run: Run
+    data: Dataset
+    goals: Callable[[float], list[Goal]]
+    original: dict[str, Tensor] = field(init=False)
+    _fisher: dict[str, Tensor] | None = field(init=False, default=None)
+    _fit: Reconstruction | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.original = taken(self.run)
+
+    def restore(self) -> None:
+        """Put the original back."""
+        put_back(self.run, self.original)
+
+    def cut(self, ratio: float) -> None:
+        """Cut what there is now to a compression at once; what is dearer by now comes back."""
+        if self._fisher is None:
+            self._fisher = self._curvature()
+        surgery = self._surgery(1.0 / ratio, 1)
+        surgery.fisher.update(self._fisher)
+        surgery.at_once()
+
+    def fit(self) -> None:
+        """Fit what stays of each layer."""
+        if self._fit is None:
+            now = taken(self.run)
+            self.restore()
+            self._fit = self._reconstruction()
+            put_back(self.run, now)
+        self._fit()
+
+    def furthest(
+        self, score: Callable[[], float], within: Callable[[float], bool], highest: float,
+        tell: Callable[[Cut], None],
+    ) -> list[Cut]:  # fmt: skip
+        """Cut the original as far as the budget lets it; the model is then the furthest that held.
+
+        score: the metric of the model as it is.  within: whether one is within the budget.
+        highest: the compression at which nothing is left to cut.  tell: called with each cut.
+        Gives all that were tried.
+        """
+        self.restore()
+        best, low, factor = self.original, 1.0, FIRST
+        tried: list[Cut] = []
+        while factor > FINE and low < highest and len(tried) < MOST:
+            ratio = min(low * factor, highest)
+            self.cut(ratio)
+            metric, fitted = score(), False
+            if not within(metric):
+                self.fit()
+                metric, fitted = score(), True
+            held = within(metric)
+            tried.append(Cut(ratio, metric, fitted, held))
+            tell(tried[-1])
+            if held:
+                best, low = taken(self.run), ratio
+                factor = factor if fitted else min(factor**2, LARGEST)
+            else:
+                put_back(self.run, best)
+                factor = math.sqrt(factor)
+        return tried
+
+    def repeat(self, cuts: Sequence[Cut]) -> None:
+        """Cut the original again as it was cut before, by the cuts that held."""
+        self.restore()
+        for cut in cuts:
+            if cut.held:
+                self.cut(cut.ratio)
+                if cut.fitted:
+                    self.fit()
+
+    def _curvature(self) -> dict[str, Tensor]:
+        """F_l of each layer of the original."""
+        run, has_labels = self.run, self.run.objective.has_labels
+        now = taken(run)
+        self.restore()
+        surgery = self._surgery(1.0, READINGS * DRAWN_EVERY)
+        feed = Feed(self.data, run.config, run.device)
+        torch.manual_seed(run.config.seed)
+        for i in range(READINGS):
+            inputs, targets = feed(i)
+            outputs = run.model(*inputs)
+            loss = run.objective.loss(outputs, inputs, targets) if has_labels else None
+            put_gradients(
+                drawn_loss(outputs, run.model.heads) if loss is None else loss,
+                run.weights.values(),
+            )
+            surgery.listen(i * DRAWN_EVERY)
+        run.optimizer.torch.zero_grad()
+        put_back(run, now)
+        return surgery.fisher
+
+    def _reconstruction(self) -> Reconstruction:
+        """Of the original, on rows drawn from the teaching ones."""
+        run, rows = self.run, len(self.data)
+        one, _ = to_device(self.data.take(np.arange(1)), run.device)
+        count = min(enough_rows(run.model, run.weights, one), rows)
+        drawn = np.random.default_rng(run.config.seed).choice(rows, count, replace=False)
+        inputs, _ = to_device(self.data.take(np.sort(drawn)), run.device)
+        return Reconstruction(run.model, run.weights, inputs)
+
+    def _surgery(self, density: float, stop: int) -> TargetSurgery:
+        run = self.run
+        return TargetSurgery(
+            list(run.surgery), run.config.seed, self.goals(density), Descent(stop, stop),
+            drawn=not run.objective.has_labels,
+        )  # fmt: skip
