@@ -180,7 +180,8 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     """A line for each net; several seeds as a range."""
     header = ["net", "learned from", "seeds", "zeros", "compression", "of which untrained",
               "metric", "original", "pruned", "drop", "budget", "held-out drop", "bytes",
-              "`csr` bytes", "solver", "trained: batch x iterations x trials", "seconds"]  # fmt: skip
+              "`csr` bytes", "solver", "trained: batch x iterations x trials",
+              "seconds"]  # fmt: skip
     lines = []
     found = list(rows)
     for name, trained in dict.fromkeys((r["net"], r["trials"] > 1) for r in found):
