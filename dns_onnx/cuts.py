@@ -102,7 +102,8 @@ class Cutter:
             tell(tried[-1])
             if held:
                 best, low = taken(self.run), ratio
-                factor = factor if fitted else min(factor**2, LARGEST)
+                if all(cut.held and not cut.fitted for cut in tried):
+                    factor = min(factor**2, LARGEST)
             else:
                 put_back(self.run, best)
                 factor = math.sqrt(factor)

@@ -127,11 +127,15 @@ def judged(found: Reference, taught_rows: int, heldout_rows: int) -> Reference:
     elif original - twin <= twin_taught - original:
         why = f"a twin trained anew has {errors(twin)} on them without knowing them"
     else:
-        metric = max(original - min(gap, MOST), twin)
+        # chance may have told too much: what is not known must not be spent
+        doubt = math.sqrt(twin * (1 - twin) / heldout_rows)
+        hidden = min(gap, original - twin) - doubt
+        metric = original - min(max(hidden, 0.0), MOST)
         said = (
             f"the original knows the held-out rows by heart: {errors(original)} there, "
             f"{errors(taught)} on teaching rows; a twin trained anew on teaching rows alone has "
-            f"{errors(twin)} and {errors(twin_taught)}; the budget counts from {errors(metric)}"
+            f"{errors(twin)} and {errors(twin_taught)}; the budget counts from {errors(metric)}, "
+            "a standard error less than that tells"
         )
         return replace(found, metric=metric, said=said)
     return replace(found, said=f"the budget counts from the original, {errors(original)}: {why}")

@@ -23,14 +23,15 @@ from dns_onnx.trials import read_trials
 from tests.conftest import through_crashes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+DOUBT = 0.0012523  # the standard error of 0.9905 on 6000 rows
 KNOWN = Reference(0.999, 0.999, "", taught=0.999, twin_taught=0.998, twin=0.9905)
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        pytest.param({}, 0.999 - 0.0075, id="the twin's gap"),
-        pytest.param({"twin_taught": 0.9995}, 0.9905, id="never below the twin"),
+        pytest.param({}, 0.999 - 0.0075 + DOUBT, id="the twin's gap"),
+        pytest.param({"twin_taught": 0.9995}, 0.9905 + DOUBT, id="never below the twin"),
         pytest.param({"twin": 0.9}, 0.999 - MOST, id="never more than a point"),
         pytest.param({"twin_taught": 0.993, "twin": 0.985}, 0.999, id="a twin that did not learn"),
         pytest.param({"twin": 0.9979}, 0.999, id="a gap within noise"),
@@ -42,7 +43,7 @@ KNOWN = Reference(0.999, 0.999, "", taught=0.999, twin_taught=0.998, twin=0.9905
 )  # fmt: skip
 def test_the_reference_follows_from_the_twin(change: dict, expected: float) -> None:
     found = judged(replace(KNOWN, **change), 20_000, 6000)
-    assert found.metric == pytest.approx(expected)
+    assert found.metric == pytest.approx(expected, abs=1e-6)
     assert found.moved == (found.metric != found.original)
     if change.get("twin", 0) is not None:
         assert f"the budget counts from {'' if found.moved else 'the original, '}" in found.said
@@ -67,7 +68,7 @@ def test_shares_are_compared_within_sampling_noise(
 
 def test_the_check_allows_on_held_out_rows_what_the_search_allowed() -> None:
     accuracy, found = metric("accuracy"), judged(KNOWN, 20_000, 6000)
-    assert allowed(0.1, found, accuracy, heldout=True) == pytest.approx(0.85)
+    assert allowed(0.1, found, accuracy, heldout=True) == pytest.approx(0.85 - 100 * DOUBT, abs=1e-4)
     assert allowed(0.1, found, accuracy, heldout=False) == 0.1
     assert allowed(0.1, None, accuracy, heldout=True) == 0.1
     assert allowed(None, found, accuracy, heldout=True) is None
