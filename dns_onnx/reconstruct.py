@@ -168,31 +168,38 @@ class Reconstruction:
     """The original's results on some rows, to fit pruned layers to.
 
     model: with the original's weights, nothing cut.  weights: what may be changed, by name.
-    inputs: the rows, as the model takes them.
+    inputs: the rows, as the model takes them.  A weight that is used several times for a row is
+    fitted on what it met in the original.
     """
 
     def __init__(
         self, model: TrainingGraph, weights: Mapping[str, Masked], inputs: Sequence[Tensor]
     ) -> None:
         self.model, self.weights, self.inputs = model, weights, list(inputs)
-        rows = len(self.inputs[0])
+        rows = max(map(len, self.inputs))
         piece = 1 if model.feeding.goes_by_row(self.inputs) else model.feeding.piece or rows
-        self.share = max(PLACES * piece // rows, 1)  # of a call's places
+        self.pieces = math.ceil(rows / piece)
+        self.share = max(PLACES // self.pieces, 1)  # of a call's places
         self.layers: dict[Any, _Layer] = {}
         with _Watch(weights, self._note):
             _run(model, self.inputs)
+        self.order = [k for k, x in self.layers.items() if len(x.results) <= self.pieces]
+        # fitted to its later uses on what a broken first one gives, a weight would stray
+        reused = [k for k in self.layers if k not in self.order]
+        self.met = self._inputs_of(reused) if reused else {}
 
     @torch.no_grad()
     def __call__(self) -> None:
         """Fit what stays now, by the masks as they are; what is cut keeps its value."""
-        if all(len(layer.results) == 1 for layer in self.layers.values()):
+        for key, (found, x) in self.met.items():
+            _fit(self.layers[key], found, x)
+        if self.pieces == 1:
             with _Watch(self.weights, self._fit_at_once):
                 _run(self.model, self.inputs)
             return
-        order = list(self.layers)
-        width = math.ceil(len(order) / STAGES)
-        for first in range(0, len(order), width):
-            stage = order[first : first + width]
+        width = math.ceil(len(self.order) / STAGES)
+        for first in range(0, len(self.order), width or 1):
+            stage = self.order[first : first + width]
             for key, (found, x) in self._inputs_of(stage).items():
                 _fit(self.layers[key], found, x)
 
@@ -203,9 +210,9 @@ class Reconstruction:
 
     def _fit_at_once(self, call: _Call) -> Tensor | None:
         """Fit the layer of this call; what it gives then."""
-        layer = self.layers.get(call.key)
-        if layer is None:
-            return None  # on a branch that the original did not take
+        if call.key not in self.order:
+            return None  # used again, or on a branch that the original did not take
+        layer = self.layers[call.key]
         _fit(layer, call.product, call.product.inputs(self._sample(call, 0)).float())
         bias = call.product.bias if call.bias is None else call.bias.effective()
         return call.again(layer.view(call.holder.effective()), bias)

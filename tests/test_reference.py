@@ -68,7 +68,9 @@ def test_shares_are_compared_within_sampling_noise(
 
 def test_the_check_allows_on_held_out_rows_what_the_search_allowed() -> None:
     accuracy, found = metric("accuracy"), judged(KNOWN, 20_000, 6000)
-    assert allowed(0.1, found, accuracy, heldout=True) == pytest.approx(0.85 - 100 * DOUBT, abs=1e-4)
+    assert allowed(0.1, found, accuracy, heldout=True) == pytest.approx(
+        0.85 - 100 * DOUBT, abs=1e-4
+    )
     assert allowed(0.1, found, accuracy, heldout=False) == 0.1
     assert allowed(0.1, None, accuracy, heldout=True) == 0.1
     assert allowed(None, found, accuracy, heldout=True) is None

@@ -1,0 +1,243 @@
+"""What stays of a pruned layer is fitted to what the layer gave before."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from dns_onnx import reconstruct
+from dns_onnx.attach import TrainingGraph
+from dns_onnx.converters.heads import Head
+from dns_onnx.converters.importer import import_model
+from dns_onnx.masks import Masked, holders
+from dns_onnx.reconstruct import DAMPING, Reconstruction, enough_rows, least_squares
+from dns_onnx.runtime.batching import Feeding
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("places", [12, 60], ids=["fewer places than inputs", "more"])
+def test_the_fit_is_the_least_squares_answer_within_the_mask(
+    places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconstruct, "STEPS", 200)
+    x, y = drawn(2, places, 20).double(), drawn(2, places, 3, seed=1).double()
+    kept = drawn(2, 3, 20, seed=2) > 0
+    weight = drawn(2, 3, 20, seed=3).double() * kept
+    found = least_squares(x, y, weight, kept)
+    assert not found[~kept].any()
+    for g in range(2):
+        damping = DAMPING * x[g].square().sum(0).mean()
+        for o in range(3):
+            part = x[g][:, kept[g, o]]
+            left = y[g, :, o] - part @ weight[g, o, kept[g, o]]
+            gram = part.T @ part + damping * torch.eye(part.shape[1], dtype=x.dtype)
+            want = weight[g, o, kept[g, o]] + torch.linalg.solve(gram, part.T @ left)
+            torch.testing.assert_close(found[g, o, kept[g, o]], want)
+
+
+def test_inputs_that_are_always_zero_leave_the_weights_as_they_were() -> None:
+    weight, kept = drawn(1, 2, 3), torch.ones(1, 2, 3, dtype=torch.bool)
+    assert torch.equal(least_squares(torch.zeros(1, 5, 3), drawn(1, 5, 2), weight, kept), weight)
+
+
+# ---------------------------------------------------------------------- graphs
+
+
+def tensor(name: str, *shape: int) -> onnx.TensorProto:
+    rng = np.random.default_rng(len(name) + sum(shape))
+    return numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+
+
+def model(
+    nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto], *size: int
+) -> onnx.ModelProto:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *size])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def perceptron() -> onnx.ModelProto:
+    """Two Gemms with a Relu between; the second weight is used twice."""
+    node = helper.make_node
+    return model(
+        [node("Gemm", ["x", "a", "ab"], ["h"], transB=1), node("Relu", ["h"], ["r"]),
+         node("Gemm", ["r", "b", "bb"], ["s"], transB=1), node("Relu", ["s"], ["t"]),
+         node("Gemm", ["t", "b", "bb"], ["y"], transB=1)],
+        [tensor("a", 12, 6), tensor("ab", 12), tensor("b", 12, 12), tensor("bb", 12)], 6,
+    )  # fmt: skip
+
+
+def convolutional() -> onnx.ModelProto:
+    """Conv, Relu, ConvTranspose, and a MatMul with the weight on the right."""
+    node = helper.make_node
+    return model(
+        [node("Conv", ["x", "c", "cb"], ["h"], pads=[1, 1, 1, 1]), node("Relu", ["h"], ["r"]),
+         node("ConvTranspose", ["r", "d"], ["s"], strides=[2, 2]), node("Relu", ["s"], ["t"]),
+         node("MatMul", ["t", "m"], ["y"])],
+        [tensor("c", 8, 3, 3, 3), tensor("cb", 8), tensor("d", 8, 4, 2, 2), tensor("m", 10, 6)],
+        3, 5, 5,
+    )  # fmt: skip
+
+
+def attached(
+    made: onnx.ModelProto, piece: int | None = None
+) -> tuple[TrainingGraph, dict[str, Masked]]:
+    """The net with masks on the weights, all kept."""
+    graph = import_model(made)
+    held = holders(graph)
+    for holder in held.values():
+        if holder.weight.ndim > 1:
+            holder.attach_mask()
+    return TrainingGraph(graph, [Head("y", "y", "values")], Feeding((0,), piece)), held
+
+
+def cut(held: dict[str, Masked], share: float) -> None:
+    """Cut this share of each weight, at random."""
+    for i, holder in enumerate(held.values()):
+        if holder.mask is not None:
+            holder.mask.copy_(drawn(*holder.weight.shape, seed=i).sigmoid() > share)
+
+
+@torch.no_grad()
+def error(net: TrainingGraph, x: Tensor, want: Tensor) -> float:
+    return float((net(x)[0] - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize(
+    ("made", "size"), [(perceptron, (6,)), (convolutional, (3, 5, 5))],
+    ids=["a weight used twice", "convolutions"],
+)  # fmt: skip
+@pytest.mark.parametrize("piece", [None, 1], ids=["all rows at once", "row by row"])
+def test_a_pruned_net_comes_back_to_what_the_original_gave(
+    made, size: tuple[int, ...], piece: int | None
+) -> None:
+    net, held = attached(made(), piece)
+    # inputs with much in common, as those of trained nets have
+    mixed = drawn(2, math.prod(size), seed=8)
+    rows, fresh = ((drawn(n, 2, seed=n) @ mixed).view(n, *size) for n in (200, 100))
+    with torch.no_grad():
+        want = net(fresh)[0].clone()
+    fit = Reconstruction(net, held, [rows])
+    cut(held, 0.3)
+    weights = {n: h.weight.detach().clone() for n, h in held.items()}
+    masks = {n: h.mask.clone() for n, h in held.items() if h.mask is not None}
+    before = error(net, fresh, want)
+    fit()
+    assert error(net, fresh, want) < 0.75 * before
+    for name, mask in masks.items():
+        assert torch.equal(held[name].mask, mask)
+        assert torch.equal(held[name].weight[~mask], weights[name][~mask])  # to splice back
+        assert not torch.equal(held[name].weight[mask], weights[name][mask])
+
+
+def test_rows_together_or_one_by_one_give_the_same_weights() -> None:
+    found = []
+    for piece in (None, 1):
+        net, held = attached(convolutional(), piece)
+        rows = drawn(20, 3, 5, 5)
+        fit = Reconstruction(net, held, [rows])
+        cut(held, 0.3)
+        fit()
+        found.append({n: h.effective() for n, h in held.items()})
+    assert found[0].keys() == found[1].keys()
+    # in stages, a layer sees what its own stage did not mend yet; one layer a stage is the same
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-2, atol=1e-3)
+
+
+def test_what_nothing_was_cut_from_stays() -> None:
+    net, held = attached(convolutional())
+    before = {n: h.effective() for n, h in held.items()}
+    Reconstruction(net, held, [drawn(50, 3, 5, 5)])()
+    for name, holder in held.items():
+        torch.testing.assert_close(holder.effective(), before[name], rtol=1e-3, atol=1e-3)
+
+
+def test_a_column_that_another_can_stand_for_is_not_missed() -> None:
+    """Two equal inputs: with one of their weights cut, the other takes over exactly."""
+    net, held = attached(
+        model([helper.make_node("MatMul", ["x", "w"], ["y"])], [tensor("w", 4, 3)], 4)
+    )
+    rows = drawn(300, 4)
+    rows[:, 3] = rows[:, 2]
+    with torch.no_grad():
+        want = net(rows)[0].clone()
+    fit = Reconstruction(net, held, [rows])
+    held["w"].mask[3] = False
+    fit()
+    assert error(net, rows, want) < 0.02
+
+
+def test_a_cut_bias_stays_cut_and_a_kept_one_is_fitted() -> None:
+    net, held = attached(perceptron())
+    bias = held["ab"]
+    bias.attach_mask(torch.arange(12) < 6)
+    fit = Reconstruction(net, held, [drawn(200, 6)])
+    cut({n: h for n, h in held.items() if h.weight.ndim > 1}, 0.3)
+    before = bias.weight.detach().clone()
+    fit()
+    assert torch.equal(bias.weight[6:], before[6:])
+    assert not torch.isclose(bias.weight[:6], before[:6]).all()
+
+
+def test_weights_in_the_branch_that_was_taken_are_fitted() -> None:
+    def body(name: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(f"{name}.y", TensorProto.FLOAT, ["n", 3])
+        node = helper.make_node("MatMul", ["x", f"{name}.w"], [f"{name}.y"])
+        return helper.make_graph([node], name, [], [out], [tensor(f"{name}.w", 8, 3)])
+
+    made = model([], [], 8)
+    made.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    made.graph.node.append(
+        helper.make_node("If", ["flag"], ["y"], then_branch=body("a"), else_branch=body("bb"))
+    )
+    graph = import_model(made)
+    held = holders(graph)
+    for holder in held.values():
+        holder.attach_mask()
+    net = TrainingGraph(graph, [Head("y", "y", "values")], Feeding((0, None), None))
+    x, flag = drawn(60, 8), torch.tensor([True])
+    fit = Reconstruction(net, held, [x, flag])
+    cut(held, 0.3)
+    before = {n: h.weight.detach().clone() for n, h in held.items()}
+    fit()
+    assert not torch.equal(held["a.w"].weight, before["a.w"])
+    assert torch.equal(held["bb.w"].weight, before["bb.w"])
+
+
+def test_a_weight_that_is_not_finite_is_never_written() -> None:
+    net, held = attached(perceptron())
+    rows = drawn(20, 6)
+    rows[0] = torch.inf
+    fit = Reconstruction(net, held, [rows])
+    cut(held, 0.3)
+    fit()
+    assert all(h.weight.isfinite().all() for h in held.values())
+
+
+def test_large_nets_are_fitted_on_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, held = attached(perceptron())
+    one = [drawn(1, 6)]
+    assert enough_rows(net, held, one) == reconstruct.ROWS
+    work = 12 * 6 + 2 * 12 * 12
+    monkeypatch.setattr(reconstruct, "WORK", 10 * work)
+    assert enough_rows(net, held, one) == 10
+    monkeypatch.setattr(reconstruct, "MEMORY", 3 * 12)
+    assert enough_rows(net, held, one) == 3
+    monkeypatch.setattr(reconstruct, "MEMORY", 1)
+    assert enough_rows(net, held, one) == 1
+    single, held = attached(perceptron(), piece=1)
+    monkeypatch.undo()
+    assert enough_rows(single, held, one) == reconstruct.SINGLE_ROWS
