@@ -22,7 +22,6 @@ from dns_onnx.probe import (
     Probe,
     choice,
     first_guess,
-    highest_that,
     in_time,
     last_best,
     next_growth,
@@ -34,25 +33,12 @@ from dns_onnx.train import Run
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("limit", [1.0, 1.07, 1.9, 2.0, 37.0, 900.0])
-def test_the_highest_compression_that_holds_is_found(limit: float) -> None:
-    found = highest_that(lambda ratio: ratio <= limit, 1000.0)
-    assert found <= limit
-    assert limit / found <= 1.06
-
-
-def test_no_more_is_tried_than_layers_may_be_cut() -> None:
-    tried: list[float] = []
-    assert highest_that(lambda ratio: bool(tried.append(ratio)) or True, 5.0) == 5.0
-    assert max(tried) == 5.0
-
-
 @pytest.mark.parametrize(
     ("reached", "growth"),
-    [([1.0], LEAST_GROWTH), ([1.5], 1.5), ([9.0], 4.0), ([1.5, 2.25], 2.25), ([2.0, 8.0], 4.0),
+    [([1.0], LEAST_GROWTH), ([2.25], 1.5), ([25.0], 4.0), ([1.5, 2.25], 2.25), ([2.0, 8.0], 4.0),
      ([1.1, 1.32], 1.44)],
 )  # fmt: skip
-def test_steps_grow_from_what_one_cut_reaches(reached: list[float], growth: float) -> None:
+def test_steps_grow_from_what_cuts_alone_reach(reached: list[float], growth: float) -> None:
     assert next_growth(reached, 4.0) == pytest.approx(growth)
 
 
@@ -149,7 +135,7 @@ def run(folder: Path, out: str = "out.onnx", **options) -> Result:
     )  # fmt: skip
 
 
-def test_a_search_begins_with_one_cut_and_its_own_solver(small: Path) -> None:
+def test_a_search_begins_with_cuts_and_its_own_solver(small: Path) -> None:
     found: list[object] = []
     result = run(small, tell=found.append)
     (probe,) = (f for f in found if isinstance(f, Probe))

@@ -1,0 +1,112 @@
+"""How far cuts alone go: a bit at a time, fitted where that breaks the budget."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dns_onnx import compress
+from dns_onnx.config import parse_config
+from dns_onnx.cuts import FINE, FIRST, LARGEST, Cut, Cutter
+from dns_onnx.pipeline import Result
+from dns_onnx.probe import PROBE, Probe
+from dns_onnx.trials import TRIALS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run(folder: Path, drop: float, resume: bool = False, **target: object) -> tuple[Result, list]:
+    """A search that ends with the cuts, without labels: the metric is the relative error."""
+    rows = dict(np.load(folder / "train.npz"))
+    rows.pop("labels", None)
+    np.savez(folder / "rows.npz", **rows)
+    config = parse_config(
+        {"data": {"batch": 16, "holdout": 0.2}, "train": {"iterations": 20},
+         "solver": {"type": "sgd", "lr": 0.01},
+         "target": {"trials": 1, "max_drop": drop, **target}}, "test",
+    )  # fmt: skip
+    found: list[object] = []
+    result = compress(
+        folder / "net.onnx", folder / "out.onnx", train=f"{folder}/rows.npz", config=config,
+        bench_seconds=0.01, tell=found.append, resume=resume,
+    )  # fmt: skip
+    return result, [f for f in found if isinstance(f, Cut)]
+
+
+def test_the_furthest_cut_that_held_is_the_first_trial(small: Path) -> None:
+    result, cuts = run(small, drop=5.0)
+    held = [c for c in cuts if c.held]
+    (trial,) = result.trials
+    assert trial.metric == held[-1].metric
+    assert trial.ratio == pytest.approx(held[-1].ratio, rel=0.02)
+    assert trial.note == "cut and fitted, not trained"
+    assert [c.ratio for c in held] == sorted({c.ratio for c in held})
+    assert all(c.held == (100 * c.metric <= 5.0) for c in cuts)
+    broke = [c.ratio for c in cuts if not c.held]
+    assert min(broke[-1:]) / held[-1].ratio <= FIRST**0.5
+    assert all(c.fitted for c in cuts if not c.held)  # nothing is given up unfitted
+
+
+def test_steps_grow_until_the_budget_breaks_and_shrink_from_there() -> None:
+    made: list[float] = []
+
+    class Still(Cutter):
+        """Keeps no model: a ratio is within the budget up to 30, fitted or not."""
+
+        def __post_init__(self) -> None:
+            self.original = {}
+
+        def restore(self) -> None: ...
+        def fit(self) -> None: ...
+        def cut(self, ratio: float) -> None:
+            made.append(ratio)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dns_onnx.cuts.taken", lambda run: {})
+        patch.setattr("dns_onnx.cuts.put_back", lambda run, state: None)
+        told: list[Cut] = []
+        cutter = Still(None, None, None)  # type: ignore[arg-type]
+        cuts = cutter.furthest(lambda: made[-1], lambda ratio: ratio <= 30, 1000.0, told.append)
+    assert cuts == told
+    ratios = [c.ratio for c in cuts]
+    assert ratios[:3] == pytest.approx([FIRST, FIRST**3, FIRST**7])
+    factors = np.diff(np.log(ratios[:4]))
+    assert np.exp(factors).max() <= LARGEST + 1e-9
+    assert 30 / FINE**2 < max(c.ratio for c in cuts if c.held) <= 30
+
+
+def test_no_more_is_cut_than_layers_may_lose(small: Path) -> None:
+    result, cuts = run(small, drop=1e9)
+    assert all(c.held for c in cuts)
+    assert result.trials[0].kept == 2  # of each layer one entry
+
+
+def test_fitting_reaches_further(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, _ = run(small, drop=5.0)
+    shutil.rmtree(small / "out.run")
+    monkeypatch.setattr(Cutter, "fit", lambda self: None)
+    bare, _ = run(small, drop=5.0)
+    assert fitted.trials[0].ratio > 1.05 * bare.trials[0].ratio
+
+
+def test_a_search_that_died_before_its_first_trial_cuts_the_same_again(small: Path) -> None:
+    before, _ = run(small, drop=5.0)
+    whole = (small / "out.onnx").read_bytes()
+    (small / "out.run" / TRIALS).unlink()
+    shutil.rmtree(small / "out.run" / "trial-000")
+    after, cuts = run(small, drop=5.0, resume=True)
+    assert cuts == []  # they stand in probe.json
+    assert after.trials == before.trials
+    assert (small / "out.onnx").read_bytes() == whole
+
+
+def test_the_cuts_stand_in_the_run_folder(small: Path) -> None:
+    _, cuts = run(small, drop=5.0)
+    stored = json.loads((small / "out.run" / PROBE).read_text())["probe"]
+    assert [Cut(**c) for c in stored["cuts"]] == cuts
+    said = Probe(2.0, {}, {}, 0.0, 10, cuts=[Cut(2.0, 0.9, True, True)]).said
+    assert "cut and fitted, layer by layer, it holds to 2x" in said
