@@ -3,11 +3,11 @@
 Layer after layer, from the input to the output, the kept entries of a weight (and its bias) become
 those that bring the layer's results, on inputs that come from the pruned layers before it, nearest
 to what the original gave on the same rows: a least-squares fit for each output, held near the
-weights there were.  No loss and no labels are needed, and some hundred rows do.
+weights there were.  No loss and no labels are needed, and some hundred rows do; a layer that they
+do not suffice for, as places show that it was not fitted on, stays as it is.
 
 Source: He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017
-(equation 5, the fit to the original's maps on the pruned net's inputs); Meng et al., "ALPS",
-NeurIPS 2024 (conjugate gradients within a mask, for all outputs at once).
+(equation 5, the fit to the original's maps on the pruned net's inputs).
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dns_onnx.attach import TrainingGraph
+from dns_onnx.least_squares import best_fit
 from dns_onnx.masks import Masked
 from dns_onnx.products import Product, product
 
-DAMPING = 0.01  # of the mean squared input: what a weight's change costs beside what it mends
-STEPS = 30  # of conjugate gradients
 PLACES = 8192  # of a layer's results that it is fitted on, at most
 STAGES = 16  # at most, where rows go in piece by piece: each sees what those before it mended
 ROWS, SINGLE_ROWS = 512, 64  # that are enough; the latter where they go in one by one
@@ -263,8 +262,8 @@ def _fit(layer: _Layer, found: Product, x: Tensor) -> None:
         kept = torch.cat([kept, stays], -1)
     elif found.bias is not None:
         y = y - found.bias.detach().float().expand(groups * outputs).reshape(groups, 1, outputs)
-    solved = least_squares(x, y, now, kept)
-    if not solved.isfinite().all():
+    solved = best_fit(x, y, now, kept)
+    if solved is None:
         return
     weight = holder.weight.detach()
     part = layer.view(weight)
@@ -274,34 +273,3 @@ def _fit(layer: _Layer, found: Product, x: Tensor) -> None:
         fitted = solved[..., width].reshape(bias.weight.shape).to(bias.weight.dtype)
         old = bias.weight.detach()
         bias.weight.copy_(fitted if bias.mask is None else torch.where(bias.mask, fitted, old))
-
-
-def least_squares(x: Tensor, y: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
-    """Weights within a mask that bring x @ weight.T nearest to y, without going far.
-
-    For each output, min over its kept entries of |x w - y|^2 + d |w - weight|^2, with d DAMPING
-    times the mean of |x|^2 an input, by conjugate gradients from `weight` (zero where cut).
-    x: [groups, places, inputs].  y: [groups, places, outputs].  weight, kept: [groups, outputs,
-    inputs].
-    """
-    squares = x.square().sum(1, keepdim=True)
-    damping = DAMPING * squares.mean(-1, keepdim=True)
-    turned = x.transpose(1, 2)
-    gram = turned @ x if x.shape[1] >= x.shape[2] else None
-
-    def curved(w: Tensor) -> Tensor:
-        return w @ gram if gram is not None else (w @ turned) @ x
-
-    tiny = torch.finfo(weight.dtype).tiny
-    scale = kept / (squares + damping).clamp_min(tiny)
-    left = kept * (y.transpose(1, 2) @ x - curved(weight))
-    change, ahead = torch.zeros_like(weight), scale * left
-    worth = (left * ahead).sum(-1, keepdim=True)
-    for _ in range(STEPS):
-        pull = kept * curved(ahead) + damping * ahead
-        step = worth / (ahead * pull).sum(-1, keepdim=True).clamp_min(tiny)
-        change += step * ahead
-        left -= step * pull
-        before, worth = worth, (left * scale * left).sum(-1, keepdim=True)
-        ahead = scale * left + worth / before.clamp_min(tiny) * ahead
-    return weight + change

@@ -16,7 +16,7 @@ from dns_onnx.attach import TrainingGraph
 from dns_onnx.converters.heads import Head
 from dns_onnx.converters.importer import import_model
 from dns_onnx.masks import Masked, holders
-from dns_onnx.reconstruct import DAMPING, Reconstruction, enough_rows, least_squares
+from dns_onnx.reconstruct import Reconstruction, enough_rows
 from dns_onnx.runtime.batching import Feeding
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,34 +24,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("places", [12, 60], ids=["fewer places than inputs", "more"])
-def test_the_fit_is_the_least_squares_answer_within_the_mask(
-    places: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reconstruct, "STEPS", 200)
-    x, y = drawn(2, places, 20).double(), drawn(2, places, 3, seed=1).double()
-    kept = drawn(2, 3, 20, seed=2) > 0
-    weight = drawn(2, 3, 20, seed=3).double() * kept
-    found = least_squares(x, y, weight, kept)
-    assert not found[~kept].any()
-    for g in range(2):
-        damping = DAMPING * x[g].square().sum(0).mean()
-        for o in range(3):
-            part = x[g][:, kept[g, o]]
-            left = y[g, :, o] - part @ weight[g, o, kept[g, o]]
-            gram = part.T @ part + damping * torch.eye(part.shape[1], dtype=x.dtype)
-            want = weight[g, o, kept[g, o]] + torch.linalg.solve(gram, part.T @ left)
-            torch.testing.assert_close(found[g, o, kept[g, o]], want)
-
-
-def test_inputs_that_are_always_zero_leave_the_weights_as_they_were() -> None:
-    weight, kept = drawn(1, 2, 3), torch.ones(1, 2, 3, dtype=torch.bool)
-    assert torch.equal(least_squares(torch.zeros(1, 5, 3), drawn(1, 5, 2), weight, kept), weight)
-
-
-# ---------------------------------------------------------------------- graphs
 
 
 def tensor(name: str, *shape: int) -> onnx.TensorProto:
@@ -110,6 +82,12 @@ def cut(held: dict[str, Masked], share: float) -> None:
             holder.mask.copy_(drawn(*holder.weight.shape, seed=i).sigmoid() > share)
 
 
+def alike(rows: int, *size: int) -> Tensor:
+    """Rows that lie in a plane: inputs with much in common, as those of trained nets have."""
+    plane = drawn(2, math.prod(size), seed=8)
+    return (drawn(rows, 2, seed=rows) @ plane).view(rows, *size)
+
+
 @torch.no_grad()
 def error(net: TrainingGraph, x: Tensor, want: Tensor) -> float:
     return float((net(x)[0] - want).norm() / want.norm())
@@ -124,9 +102,7 @@ def test_a_pruned_net_comes_back_to_what_the_original_gave(
     made, size: tuple[int, ...], piece: int | None
 ) -> None:
     net, held = attached(made(), piece)
-    # inputs with much in common, as those of trained nets have
-    mixed = drawn(2, math.prod(size), seed=8)
-    rows, fresh = ((drawn(n, 2, seed=n) @ mixed).view(n, *size) for n in (200, 100))
+    rows, fresh = alike(200, *size), alike(100, *size)
     with torch.no_grad():
         want = net(fresh)[0].clone()
     fit = Reconstruction(net, held, [rows])
@@ -184,7 +160,7 @@ def test_a_cut_bias_stays_cut_and_a_kept_one_is_fitted() -> None:
     net, held = attached(perceptron())
     bias = held["ab"]
     bias.attach_mask(torch.arange(12) < 6)
-    fit = Reconstruction(net, held, [drawn(200, 6)])
+    fit = Reconstruction(net, held, [alike(200, 6)])
     cut({n: h for n, h in held.items() if h.weight.ndim > 1}, 0.3)
     before = bias.weight.detach().clone()
     fit()
@@ -208,7 +184,7 @@ def test_weights_in_the_branch_that_was_taken_are_fitted() -> None:
     for holder in held.values():
         holder.attach_mask()
     net = TrainingGraph(graph, [Head("y", "y", "values")], Feeding((0, None), None))
-    x, flag = drawn(60, 8), torch.tensor([True])
+    x, flag = alike(60, 8), torch.tensor([True])
     fit = Reconstruction(net, held, [x, flag])
     cut(held, 0.3)
     before = {n: h.weight.detach().clone() for n, h in held.items()}
@@ -225,6 +201,18 @@ def test_a_weight_that_is_not_finite_is_never_written() -> None:
     cut(held, 0.3)
     fit()
     assert all(h.weight.isfinite().all() for h in held.values())
+
+
+def test_a_layer_that_the_rows_do_not_suffice_for_stays() -> None:
+    """Forty inputs, and five rows that say nothing of each other."""
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    net, held = attached(model([node], [tensor("w", 40, 3)], 40))
+    rows = torch.eye(40)[:5] * torch.tensor([1, 1, 1, 1, 50])[:, None]
+    fit = Reconstruction(net, held, [rows])
+    held["w"].mask[1] = False
+    before = held["w"].weight.detach().clone()
+    fit()
+    assert torch.equal(held["w"].weight, before)
 
 
 def test_large_nets_are_fitted_on_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
