@@ -14,22 +14,20 @@ STEPS = 30  # of conjugate gradients
 
 
 def best_fit(x: Tensor, y: Tensor, weight: Tensor, kept: Tensor) -> Tensor | None:
-    """The fit to four fifths of the places that does best on the others; None where none helps.
+    """The fit whose damping does best on a fifth of the places, fitted to the others; then to all.
 
-    Shapes are those of `NormalEquations`.
+    None where none helps.  Shapes are those of `NormalEquations`.
     """
     split = x.shape[1] * 4 // 5
     normal, unseen = NormalEquations(x[:, :split], y[:, :split]), (x[:, split:], y[:, split:])
     best, least = None, _residual(*unseen, weight)
     for damping in DAMPING:
-        solved = normal.solved(weight, kept, damping)
-        left = _residual(*unseen, solved)
-        if not left < least:
-            if best is not None:
-                break
-            continue
-        best, least = solved, left
-    return best
+        left = _residual(*unseen, normal.solved(weight, kept, damping))
+        if left < least:
+            best, least = damping, left
+        elif best is not None:
+            break
+    return None if best is None else NormalEquations(x, y).solved(weight, kept, best)
 
 
 def _residual(x: Tensor, y: Tensor, weight: Tensor) -> float:
