@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 DAMPING = (0.01, 0.1, 1.0)  # of the mean squared input: what a weight's change costs, in turn
-STEPS = 30  # of conjugate gradients
+STEPS, ENOUGH = 30, 1e-6  # of conjugate gradients; what is left of the squared gradient to mend
 
 
 def best_fit(x: Tensor, y: Tensor, weight: Tensor, kept: Tensor) -> Tensor | None:
@@ -63,7 +63,10 @@ class NormalEquations:
         left = kept * (self.wanted - self._curved(weight))
         change, ahead = torch.zeros_like(weight), scale * left
         worth = (left * ahead).sum(-1, keepdim=True)
+        enough = ENOUGH * worth
         for _ in range(STEPS):
+            if bool((worth <= enough).all()):
+                break
             pull = kept * self._curved(ahead) + spring * ahead
             step = worth / (ahead * pull).sum(-1, keepdim=True).clamp_min(tiny)
             change += step * ahead

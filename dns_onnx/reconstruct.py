@@ -31,7 +31,7 @@ from dns_onnx.products import Product, product
 PLACES = 8192  # of a layer's results that it is fitted on, at most
 STAGES = 16  # at most, where rows go in piece by piece: each sees what those before it mended
 ROWS, SINGLE_ROWS = 512, 64  # that are enough; the latter where they go in one by one
-WORK = 10**11  # multiplications that a pass of all rows may take
+WORK = 4 * 10**11  # multiplications that a pass of all rows may take
 MEMORY = 1 << 26  # numbers that one of its results may hold
 
 Seen = Callable[["_Call"], Tensor | None]

@@ -19,6 +19,7 @@ def test_the_fit_is_the_least_squares_answer_within_the_mask(
     places: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(least_squares, "STEPS", 200)
+    monkeypatch.setattr(least_squares, "ENOUGH", 1e-20)
     x, y = drawn(2, places, 20).double(), drawn(2, places, 3, seed=1).double()
     kept = drawn(2, 3, 20, seed=2) > 0
     weight = drawn(2, 3, 20, seed=3).double() * kept
