@@ -110,7 +110,8 @@ class Prober:
     run: holds the model.  restore: puts the original back.  goals: by density.  within: whether a
     held-out metric is within the budget; None where no budget counts.  highest: compression.
     worth: how many held-out answers the budget is, where it is counted in them.  fallible: whether
-    the original is wrong often enough to have something to teach beside labels.
+    the original is wrong often enough to have something to teach beside labels.  doing: called
+    with what is being done.
     """
 
     run: Run
@@ -122,6 +123,7 @@ class Prober:
     highest: float
     worth: float | None = None
     fallible: bool = False
+    doing: Callable[[str], None] = lambda said: None
 
     def find(self, asked: float | None) -> Probe:
         """What there is to know; from the run folder where it stands there.
@@ -195,6 +197,7 @@ class Prober:
         feed = Feed(self.data, run.config, run.device)
         torch.manual_seed(run.config.seed)
         for i in range(READINGS):
+            self.doing(f"Probe: reading the curvature, batch {i + 1} of {READINGS}")
             inputs, targets = feed(i)
             outputs = run.model(*inputs)
             loss = run.objective.loss(outputs, inputs, targets) if has_labels else None
@@ -226,6 +229,7 @@ class Prober:
             return 1.0
 
         def holds(ratio: float) -> bool:
+            self.doing(f"Probe: one cut to {ratio:.3g}x")
             self.cut(fisher, ratio)
             return within(self.run.score(self.heldout))
 
@@ -243,6 +247,7 @@ class Prober:
         """
         run = self.run
         config = probe_config(run.config, kind, lr, iterations)
+        self.doing(f"Probe: {config.train.iterations} iterations of {kind} at {lr:g}")
         folder = run.folder / f"probe-{kind}-{lr:g}"
         if distributed.is_main():
             shutil.rmtree(folder, ignore_errors=True)

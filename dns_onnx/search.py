@@ -25,7 +25,7 @@ from torch import Tensor
 from dns_onnx import checkpoint, distributed
 from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
-from dns_onnx.journal import Observer, packed, unpacked
+from dns_onnx.journal import Note, Observer, Patience, packed, unpacked
 from dns_onnx.masks import whole
 from dns_onnx.prices import least
 from dns_onnx.probe import PROBE, Probe, Prober, first_guess
@@ -89,15 +89,18 @@ class Search:
                 "with the same target.reference, or start anew in another --run-dir"
             )
 
-    def explore(self) -> Probe:
-        """Find how far one cut goes, how to train and how long; the cut is the first trial."""
+    def explore(self, tell: Callable[[Note], None] = lambda note: None) -> Probe:
+        """Find how far one cut goes, how to train and how long; the cut is the first trial.
+
+        tell: called with what is being done, where that takes long.
+        """
         run = self.run
         budget = self.target.density is None
         prober = Prober(
             run, self.data, self.heldout, lambda: _restore(run, self.first),
             lambda density: goals(list(run.surgery), self.sparsity, density),
             self.within_budget if budget else None, self.highest, self._worth(),
-            not nearly_perfect(run.objective.metric, self.original),
+            not nearly_perfect(run.objective.metric, self.original), Patience(tell),
         )  # fmt: skip
         asked = None if self.target.density is None else 1.0 / self.target.density
         found = prober.find(asked)

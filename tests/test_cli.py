@@ -297,6 +297,7 @@ def test_unknown_operators_are_all_named(small: Path, cli) -> None:
     _, _, err = cli("inspect", small / "bad.onnx")
     assert "StrangeGemm" in err
     assert "StrangeRelu" in err
+    assert "bad.onnx: 2 node(s)" in err
 
 
 @pytest.mark.parametrize(

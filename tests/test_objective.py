@@ -103,6 +103,12 @@ def test_every_loss_of_an_unchanged_model_and_its_teacher_is_nought() -> None:
         assert len(found.heads) == 2
 
 
+def test_an_original_that_says_nothing_finite_is_told() -> None:
+    model = net("Abs", "Neg", "Sqrt")
+    with pytest.raises(DataError, match=r"NaN or infinity \(or nothing\) at \['y'\] on all"):
+        objective(model, Config())
+
+
 def test_a_teacher_does_not_move_with_its_pupil() -> None:
     training, found, batch = objective(net("Softmax"), Config())
     with torch.no_grad():

@@ -15,6 +15,7 @@ from dns_onnx.cli.console import command_line, out, print_verdict, show, trainin
 from dns_onnx.config import Config, load_config, load_recipe, parse_config, recipes
 from dns_onnx.converters.exporter import Export
 from dns_onnx.errors import ConfigError
+from dns_onnx.journal import Note
 from dns_onnx.pipeline import Result
 from dns_onnx.pipeline import compress as run
 from dns_onnx.probe import Probe
@@ -215,8 +216,13 @@ def with_shapes(settings: Config, given: list[str]) -> Config:
     return settings.model_copy(update={"data": settings.data.model_copy(update={"shape": shapes})})
 
 
-def print_found(found: Trial | Reference | Probe) -> None:
+def print_found(found: Trial | Reference | Probe | Note) -> None:
     """One line for each finished trial; before them, what their drops count from, and a probe."""
+    if not distributed.is_main():
+        return
+    if isinstance(found, Note):
+        out.print(found.said, markup=False)
+        return
     if not isinstance(found, Trial):
         if found.said:
             out.print(f"{type(found).__name__}: {found.said}", markup=False)
