@@ -265,8 +265,6 @@ void PanelProduct::direct_rows(const DirectMaps& maps, int64_t index, const Task
   for (int64_t b = 0; b < blocks_; ++b) {
     const int64_t channel = b * layout_.block;
     job.panel = maps.input + image * maps.input_step + channel * maps.size + at;
-    layout_.family->touch(job.panel, maps.size, std::min(layout_.block, channels_ - channel),
-                          count);
     job.segments = segments_.data() + b * rows_ + first;
     job.resume = b > 0;
     if (b + 1 == blocks_) {
