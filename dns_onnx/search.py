@@ -42,6 +42,7 @@ from dns_onnx.trials import (
     next_plan,
     read_trials,
     smallest,
+    target_of,
     trial_config,
 )
 
@@ -262,7 +263,7 @@ class Search:
         folders = sorted(self.folder.glob("trial-*"))
         twin = self.folder / TWIN
         begun = len(folders) > len(found) or checkpoint.latest(twin) is not None
-        if begun or (found and next_plan(found, self.target, self.highest) is not None):
+        if begun or (found and next_plan(found, target_of(found[-1]), self.highest) is not None):
             raise CheckpointError(
                 f"{self.folder}: holds an unfinished search of {len(found)} trials; go on with "
                 "--resume, choose another --run-dir, or remove the folder"
