@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -35,6 +36,7 @@ from dns_onnx.prepare import (
     model_feeding,
     prepare_run,
     torch_device,
+    with_batch,
 )
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
@@ -155,6 +157,7 @@ def compress(
         told = sources.preprocess_of(train, config.preprocess)
         config = config.model_copy(update={"preprocess": told})
     teaching, heldout, judged, source = load_datasets(train, eval, config, specs)
+    config = with_batch(config, teaching)
     prepared = prepare_run(
         trained, graph, config, where, teaching,
         Path(run_dir) if run_dir else out.with_suffix(".run"),
@@ -269,6 +272,12 @@ def refuse_bad_target(out: Path, model: Path) -> None:
         )
     if out.is_dir():
         raise ConfigError(f"{out}: expected a file to write, got a folder; name a file in it")
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: expected a folder that can be written to, got: {error}; choose another"
+        ) from error
     if out.exists() and model.exists() and out.samefile(model):
         raise ConfigError(f"{out}: expected another file than the model; it would be overwritten")
 

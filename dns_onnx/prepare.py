@@ -315,7 +315,7 @@ def load_datasets(
     """(teaching, held-out, judged, what the judged data are)."""
     given = _dataset(train, config, specs, "train")
     teaching, heldout = split(given, config.data.holdout, config.seed)
-    if len(teaching) < config.data.batch:
+    if len(teaching) < with_batch(config, teaching).data.batch:
         raise DataError(
             f"training data: expected at least one batch of {config.data.batch} rows, "
             f"got {len(teaching)}; lower data.batch or data.holdout"
@@ -326,6 +326,13 @@ def load_datasets(
     if heldout is not None:
         return teaching, heldout, heldout, f"{kind}held-out"
     return teaching, heldout, teaching, f"{kind}training"
+
+
+def with_batch(config: Config, data: Dataset) -> Config:
+    """The settings with batches of no more than the teaching rows, where they do not say."""
+    if "batch" in config.data.model_fields_set or len(data) >= config.data.batch:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"batch": len(data)})})
 
 
 def _dataset(given: Any, config: Config, specs: list[InputSpec], role: str) -> Dataset:

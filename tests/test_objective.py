@@ -202,6 +202,25 @@ def test_what_does_not_go_together_is_told(train, targets, error, message: str) 
         objective(net("Softmax"), settings(**train), **targets)
 
 
+@pytest.mark.parametrize(
+    ("labels", "remedy"),
+    [
+        (np.array([0, 3, 1, 2, 1, 0], np.float32), r"float32 \[1\]; give labels.astype\(int\)"),
+        (np.eye(4, dtype=np.float32)[[0, 3, 1, 2, 1, 0]], r"one-hot rows; give labels.argmax\(1\)"),
+    ],
+    ids=["numbers", "one-hot"],
+)
+def test_classes_that_are_given_as_fractions_are_told(labels: np.ndarray, remedy: str) -> None:
+    with pytest.raises(DataError, match=remedy):
+        objective(net("Softmax"), Config(), labels=labels)
+    if labels.ndim == 2:
+        assert (
+            "mse with labels"
+            in objective(net("Softmax"), settings(loss="mse"), labels=labels)[1].said
+        )
+        assert "mse with labels" in objective(net(), Config(), labels=labels)[1].said
+
+
 def test_bad_data_are_told_before_training() -> None:
     model = net()
     _, found, _ = objective(model, Config(), **CLASSES)

@@ -160,6 +160,25 @@ def test_a_missing_folder_is_told_before_training(small: Path) -> None:
         run(small, "absent/out.onnx")
 
 
+def test_a_folder_that_cannot_be_written_to_is_told_before_training(small: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a folder that can be written to"):
+        run(small, "/proc/out.onnx")
+
+
+def test_few_rows_make_a_small_batch(small: Path) -> None:
+    rows = dict(np.load(small / "train.npz"))
+    np.savez(small / "few.npz", **{name: a[:20] for name, a in rows.items()})
+    told = {"train": {"iterations": 5}, "surgery": {"c_rate": 0.5}}
+    few = {"train": f"{small}/few.npz", "bench_seconds": 0.02}
+    result = compress(
+        small / "net.onnx", small / "o.onnx", config=parse_config(told, "test"), **few
+    )
+    assert result.config.data.batch == 18
+    told["data"] = {"batch": 64}
+    with pytest.raises(DataError, match="at least one batch of 64 rows, got 18; lower"):
+        compress(small / "net.onnx", small / "o.onnx", config=parse_config(told, "test"), **few)
+
+
 def no_weights(model: onnx.ModelProto) -> None:
     del model.graph.node[2], model.graph.node[0]
     model.graph.node[0].input[0], model.graph.node[0].output[0] = "x", "y"

@@ -164,7 +164,10 @@ def command(
     )  # fmt: skip
     settings = with_shapes(settings, shape or [])
     if report_dir is not None:
-        report_dir.mkdir(parents=True, exist_ok=True)  # refused now rather than after training
+        try:
+            report_dir.mkdir(parents=True, exist_ok=True)  # refused now rather than after training
+        except OSError as error:
+            raise ConfigError(f"--report: expected a folder, got: {error}") from error
     many = distributed.processes(device.value, settings.data.batch)
     with many, training_progress() as observe:
         result = run(
