@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from contenders import (
     CLOCKS,
     REST_SECONDS,
@@ -39,6 +40,7 @@ from contenders import (
     Rounds,
     Run,
     in_turn,
+    keep_cores,
     ort_runner,
     sample,
     times_as_fast,
@@ -139,12 +141,26 @@ def measure_net(
     """Medians of one net; `choice`: what the session chose, `load_s`: how long it took."""
     dense, sparse = files(net, folder)
     x = sample(net.shape)
+
+    def opened(substitute: bool = True) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        keep_cores(options, threads)
+        return session(
+            sparse,
+            [CPU],
+            native="require",
+            threads=threads,
+            substitute=substitute,
+            options=options,
+        )
+
     start = time.perf_counter()
-    notes: SessionNotes = session(sparse, [CPU], native="require", threads=threads).dns_onnx
+    notes: SessionNotes = opened().dns_onnx
     seconds = time.perf_counter() - start
 
     def ours(substitute: bool = True) -> Run:
-        made = session(sparse, [CPU], native="require", threads=threads, substitute=substitute)
+        made = opened(substitute)
         name = made.get_inputs()[0].name
         return lambda: made.run(None, {name: x})[0]
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 from torch import Tensor
+from torch.fx import GraphModule
 
 from dns_onnx.converters.batch_axis import BatchAxis
 from dns_onnx.converters.dtypes import torch_dtype
@@ -44,7 +45,8 @@ def free_batch(model: ModelProto, *, seed: int = 0) -> FreedBatch:
     """Make the first axis of every input free, where the graph computes sample by sample.
 
     The proof: a batch of two samples (or groups of them, of the size that the file fixes) gives
-    what each gives alone, on random inputs drawn from the seed.
+    what each gives alone, on random inputs drawn from the seed.  They differ in sign: what a branch
+    takes must not depend on the other sample either.
     """
     inputs = _data_inputs(model.graph)
     sizes = {_first_size(info) for info in inputs}
@@ -79,14 +81,22 @@ def _disproof(model: ModelProto, freed: ModelProto, size: int, seed: int) -> str
     """Why the freed model does not compute sample by sample; "" if it does."""
     try:
         one, many = import_model(model).eval(), import_model(freed).eval()
-        groups = [_draws(model, seed + i) for i in range(2)]
-        with torch.no_grad():
-            alone = [_outputs(one(*group)) for group in groups]
-            joined = [torch.cat(parts) for parts in zip(*groups, strict=True)]
-            together = _outputs(many(*joined))
+        for sign in (1, -1):
+            groups = [_draws(model, seed), _draws(model, seed + 1, sign)]
+            reason = _difference(one, many, groups)
+            if reason:
+                return reason
     except (DnsOnnxError, RuntimeError, ValueError, IndexError, TypeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"a larger batch does not run: {text}"
+    return ""
+
+
+@torch.no_grad()
+def _difference(one: GraphModule, many: GraphModule, groups: Sequence[list[Tensor]]) -> str:
+    """Where a batch of groups parts from what each gives alone; "" if nowhere."""
+    alone = [_outputs(one(*group)) for group in groups]
+    together = _outputs(many(*[torch.cat(parts) for parts in zip(*groups, strict=True)]))
     for index, value in enumerate(together):
         parts = [outputs[index] for outputs in alone]
         if not isinstance(value, Tensor):
@@ -111,8 +121,8 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(scale, 1e-6), equal_nan=True)
 
 
-def _draws(model: ModelProto, seed: int) -> list[Tensor]:
-    """Random operands of the shapes that the file declares; open sizes are 1."""
+def _draws(model: ModelProto, seed: int, sign: int = 1) -> list[Tensor]:
+    """Random operands of the shapes that the file declares, floats of a sign; open sizes are 1."""
     generator = torch.Generator().manual_seed(seed)
     draws = []
     for info in _data_inputs(model.graph):
@@ -120,5 +130,6 @@ def _draws(model: ModelProto, seed: int) -> list[Tensor]:
         shape = [int(d.dim_value) or 1 for d in kind.shape.dim]
         drawn = torch.rand(shape, generator=generator)
         dtype = torch_dtype(kind.elem_type)
-        draws.append(drawn.to(dtype) if kind.elem_type in _FLOATS else (drawn * 2).to(dtype))
+        floats = kind.elem_type in _FLOATS
+        draws.append((sign * drawn).to(dtype) if floats else (drawn * 2).to(dtype))
     return draws

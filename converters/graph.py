@@ -43,6 +43,7 @@ class ImportedGraph(fx.GraphModule):
 def _written_forward(module: ImportedGraph) -> Callable[..., Any]:
     """Write the code of a graph; what it leaves in this property's place is the method itself."""
     fx.GraphModule.recompile(module)
+    del type(module).__call__  # torch.fx's prints the code where an operator refuses its operands
     forward: Callable[..., Any] = module.forward
     return forward
 

@@ -14,10 +14,12 @@ from dns_onnx.converters.reader import infer_shapes, inline_functions, read_mode
 from dns_onnx.errors import DnsOnnxError, ModelError, UnsupportedOperatorError
 
 
-def import_model(model: str | os.PathLike[str] | ModelProto) -> fx.GraphModule:
+def import_model(
+    model: str | os.PathLike[str] | ModelProto, where: str | None = None
+) -> fx.GraphModule:
     """Build the training graph of an ONNX model.
 
-    model: a path or a ModelProto, which is left as it is.
+    model: a path or a ModelProto, which is left as it is.  where: what errors call a ModelProto.
     Returns a module that is called positionally in graph-input order (inputs that are no
     initializers) and returns the output, or a tuple in graph-output order.  Every float
     initializer that takes part in the computation is one `dns_onnx.masks.Masked` submodule;
@@ -25,9 +27,10 @@ def import_model(model: str | os.PathLike[str] | ModelProto) -> fx.GraphModule:
     Raises ModelError for a broken model and UnsupportedOperatorError, which names every node
     that has no implementation.
     """
-    where = "ModelProto" if isinstance(model, ModelProto) else os.fspath(model)
+    if where is None:
+        where = "ModelProto" if isinstance(model, ModelProto) else str(os.fspath(model))
     try:
-        return _import(model, str(where))
+        return _import(model, where)
     except DnsOnnxError:
         raise
     except Exception as error:  # a damaged model can break any rule of the format

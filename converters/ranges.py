@@ -32,8 +32,8 @@ ANY = Draw()
 def draws(model: ModelProto) -> dict[str, Draw]:
     """By input name: the range of its values, as far as the model says.
 
-    Indices stay within the table that they choose from, what is compared with one constant is that
-    constant, a mask is ones, and images have the range that the model's metadata name.
+    A mask is ones, indices stay within the table that they choose from, what else is compared with
+    one constant is that constant, and images have the range that the model's metadata name.
     """
     held = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
@@ -48,12 +48,12 @@ def draws(model: ModelProto) -> dict[str, Draw]:
         limits = list(_limits(model, info.name, held))
         values = [d.value for d in limits if d.value is not None]
         highs = [d.high for d in limits if d.high is not None]
-        if values:
-            found[info.name] = Draw(value=values[0])
-        elif highs:
-            found[info.name] = Draw(0, min(highs))
-        elif "mask" in info.name.lower():
+        if "mask" in info.name.lower():
             found[info.name] = Draw(value=1)
+        elif highs:  # a token that is compared with one constant is looked through for padding
+            found[info.name] = Draw(0, min(highs))
+        elif values:
+            found[info.name] = Draw(value=values[0])
         elif pixels is not None and len(info.type.tensor_type.shape.dim) == 4:
             found[info.name] = Draw(*pixels)
         else:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from dns_onnx.converters.graph import ImportedGraph
 from dns_onnx.converters.heads import Head
 from dns_onnx.data import Batch
 from dns_onnx.errors import ConfigError, DataError, DnsOnnxError, TrainingError
@@ -170,7 +171,7 @@ def ending_at(graph: fx.GraphModule, values: Sequence[str]) -> fx.GraphModule:
         if node in needed or node.op == "placeholder":
             copied[node] = cut.node_copy(node, lambda n: copied[n])
     cut.output(tuple(copied[computed[v]] for v in values))
-    return fx.GraphModule(graph, cut)
+    return ImportedGraph(graph, cut)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], dict[str, Tensor]]:

@@ -43,12 +43,14 @@ class Cut:
 class Cutter:
     """Cuts a run's model without training it.
 
-    run: holds the original.  data: teaching rows.  goals: by density.
+    run: holds the original.  data: teaching rows.  goals: by density.  doing: called with what is
+    being done.
     """
 
     run: Run
     data: Dataset
     goals: Callable[[float], list[Goal]]
+    doing: Callable[[str], None] = lambda said: None
     original: dict[str, Tensor] = field(init=False)
     _fisher: dict[str, Tensor] | None = field(init=False, default=None)
     _fit: Reconstruction | None = field(init=False, default=None)
@@ -92,9 +94,11 @@ class Cutter:
         tried: list[Cut] = []
         while factor > FINE and low < highest and len(tried) < MOST:
             ratio = min(low * factor, highest)
+            self.doing(f"Cutting to {ratio:.3g}x")
             self.cut(ratio)
             metric, fitted = score(), False
             if not within(metric):
+                self.doing(f"Fitting the layers at {ratio:.3g}x")
                 self.fit()
                 metric, fitted = score(), True
             held = within(metric)
@@ -127,6 +131,7 @@ class Cutter:
         feed = Feed(self.data, run.config, run.device)
         torch.manual_seed(run.config.seed)
         for i in range(READINGS):
+            self.doing(f"Reading the curvature, batch {i + 1} of {READINGS}")
             inputs, targets = feed(i)
             outputs = run.model(*inputs)
             loss = run.objective.loss(outputs, inputs, targets) if has_labels else None

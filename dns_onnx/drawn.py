@@ -6,22 +6,93 @@ It is the weak mode: a net is only kept right where its inputs lie, and random o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dns_onnx.config import Preprocess
 from dns_onnx.data import Batch
 from dns_onnx.errors import DataError
 from dns_onnx.preprocess import InputSpec, prepare
+from dns_onnx.runtime.batching import session_feeding
 
 Array = NDArray[Any]
 ROWS = 1024
+# Sizes to try for what a model leaves open.  A sequence of one step, or an image of one pixel,
+# would leave most of a net without a task.
+LENGTHS = (16, 64, 256, 512, 1024, 4096, 16000, 8, 4, 2, 1)
+SIDES = (64, 128, 224, 256, 320, 512, 32, 16, 8, 4, 2, 1)
 WEAK = (
-    "No data were given: training and check saw random inputs of the declared types and shapes. "
+    "No data are given: training and check see random inputs of the declared types and shapes. "
     "That is the weak mode; judge the result on inputs of the real kind before using it."
 )
+
+
+def sized(specs: Sequence[InputSpec], session: ort.InferenceSession) -> tuple[list[InputSpec], str]:
+    """The inputs with sizes for what the model leaves open, and these in words.
+
+    The first of some sizes that it runs on; all open axes get the same, but where a name says
+    otherwise ("past + 1").
+    Raises DataError where it runs on none.
+    """
+    if not any(is_open(s) for s in specs):
+        return list(specs), ""
+    names = {i.name: i.shape for i in session.get_inputs()}
+    sides = any(len(s.row) > 2 and s.row.count(None) == 2 for s in specs)
+    for size in SIDES if sides else LENGTHS:
+        found = [_of_size(s, names[s.name], size) for s in specs]
+        if _runs(session, found):
+            return found, _taken(specs, found)
+    wanted = {s.name: ["*" if d is None else d for d in s.shape or ()] for s in specs if is_open(s)}
+    raise DataError(
+        f"random: expected sizes that the model runs on for what it leaves open, {wanted}, found "
+        "none; give them (--shape NAME=1x16), or real inputs (--train)"
+    )
+
+
+def _taken(specs: Sequence[InputSpec], found: Sequence[InputSpec]) -> str:
+    shapes = [
+        f"--shape {s.name}={'x'.join(str(d or 1) for d in s.shape or ())}"
+        for s, before in zip(found, specs, strict=True)
+        if is_open(before)
+    ]
+    return f"Sizes that the model leaves open were taken as {' '.join(shapes)}."
+
+
+def is_open(spec: InputSpec) -> bool:
+    """Whether a row of an input has axes without a size."""
+    return None in spec.row
+
+
+def _of_size(spec: InputSpec, names: Sequence[int | str | None], size: int) -> InputSpec:
+    """An input whose open axes, but the one that counts rows, have a size."""
+    if spec.shape is None:
+        return spec
+
+    def of(name: int | str | None) -> int:
+        terms = [t.strip() for t in str(name).split("+")]
+        return sum(int(t) if t.isdigit() else size for t in terms)
+
+    shape = tuple(
+        d if d is not None or i == spec.axis else of(names[i]) for i, d in enumerate(spec.shape)
+    )
+    return replace(spec, shape=shape)
+
+
+def _runs(session: ort.InferenceSession, specs: Sequence[InputSpec]) -> bool:
+    """Whether the model runs on a row of these shapes, and gives anything."""
+    how, quiet = session_feeding(session), ort.RunOptions()
+    quiet.log_severity_level = 4
+    names = [s.name for s in specs]
+    try:
+        rows = DrawnDataset(specs, Preprocess()).take(np.arange(1)).inputs
+        found = session.run(None, how.first(rows, names), quiet)
+    except Exception:  # ONNX Runtime's exceptions share no base of their own
+        return False
+    return all(y.size for y in found if isinstance(y, np.ndarray) and y.dtype.kind == "f")
 
 
 class DrawnDataset:

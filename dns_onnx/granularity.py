@@ -91,8 +91,11 @@ class Blocks:
     in_axis: int
 
     def magnitudes(self, weight: Tensor) -> Tensor:
-        total = self._sums(weight.square())
-        return (total / self._sums(torch.ones_like(weight))).sqrt()
+        return (self._sums(weight.square()) / self.sizes(weight)).sqrt()
+
+    def sizes(self, weight: Tensor) -> Tensor:
+        """Entries in each block."""
+        return self._sums(torch.ones_like(weight))
 
     def groups(self, mask: Tensor) -> Tensor:
         return self._sums(mask.float()) > 0
@@ -174,6 +177,13 @@ class NOfM:
 
 Thresholded = Elements | Weighed | Blocks | Channels  # what a threshold decides about
 AnyGrain = Thresholded | NOfM
+
+
+def group_sizes(grain: Thresholded, weight: Tensor) -> Tensor:
+    """How many entries each group has: float, in the shape of its magnitudes."""
+    if isinstance(grain, Blocks):
+        return grain.sizes(weight)  # those at the edges are smaller
+    return torch.full_like(grain.magnitudes(weight), grain.size(weight))
 
 
 def grain_of(name: str, out_axis: int | None, in_axis: int | None, layer: str) -> AnyGrain:

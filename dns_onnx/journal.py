@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -56,11 +57,33 @@ class Progress:
     layers: dict[str, Change]
 
 
+@dataclass(frozen=True)
+class Note:
+    """Something that the user should know while a run goes on."""
+
+    said: str
+
+
 Observer = Callable[[Progress], None]
 
 
 def silent(progress: Progress) -> None:
     """An observer that looks away."""
+
+
+class Patience:
+    """Says what is being done where that takes long: no more than a note in `seconds`.
+
+    tell: called with the notes.
+    """
+
+    def __init__(self, tell: Callable[[Note], None], seconds: float = 10.0) -> None:
+        self.tell, self.seconds, self.last = tell, seconds, time.monotonic()
+
+    def __call__(self, doing: str) -> None:
+        if time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            self.tell(Note(f"{doing} ..."))
 
 
 class Journal:

@@ -252,11 +252,27 @@ def _loss_names(
     if found[0].kind == "probabilities":
         return "binary", taught
     if labels.dtype.kind == "f":
+        _refuse_classes(labels, found[0])
         return "mse", taught
     inputs, _ = to_device(sample, device)
     with torch.no_grad():
         scores = TrainingGraph(graph, found, feeding)(*inputs)[0]
     return ("binary" if scores.numel() == labels.size else "cross-entropy"), taught
+
+
+def _refuse_classes(labels: Array, head: Head) -> None:
+    """Fractions teach numbers; class numbers, or one-hot rows for class scores, mean another thing.
+
+    Raises DataError.
+    """
+    one_hot = labels.ndim == 2 and labels.shape[1] > 1 and labels.sum() == labels.max() == 1
+    if head.kind == "classes" and (one_hot or labels.ndim == 1):
+        remedy = "labels.argmax(1)" if one_hot else "labels.astype(int)"
+        raise DataError(
+            f"training data: labels: expected whole numbers for class scores, got {labels.dtype} "
+            f"{'one-hot rows' if one_hot else list(labels.shape)}; give {remedy}, or name a loss "
+            "(train.loss)"
+        )
 
 
 def _metric(config: Config, found: Sequence[Head], loss: str, sample: Batch) -> Metric:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -25,9 +26,9 @@ from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
 from dns_onnx.cuts import Cut
 from dns_onnx.data import Dataset, all_labels, batches
-from dns_onnx.drawn import WEAK
+from dns_onnx.drawn import WEAK, sized
 from dns_onnx.errors import ConfigError, NotMain
-from dns_onnx.journal import Observer, silent
+from dns_onnx.journal import Note, Observer, silent
 from dns_onnx.prepare import (
     Prepared,
     Spared,
@@ -36,9 +37,11 @@ from dns_onnx.prepare import (
     model_feeding,
     prepare_run,
     torch_device,
+    with_batch,
 )
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
+from dns_onnx.runtime.batching import run as run_in_ort
 from dns_onnx.runtime.check import Check, check
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.runtime.session import session
@@ -111,7 +114,7 @@ def compress(
     drop_dead: bool = False,
     bench_seconds: float = 1.0,
     observe: Observer = silent,
-    tell: Callable[[Trial | Reference | Cut | Probe], None] = lambda found: None,
+    tell: Callable[[Trial | Reference | Cut | Probe | Note], None] = lambda found: None,
     pick: int | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
 ) -> Result:
@@ -141,15 +144,21 @@ def compress(
     where = torch_device(device)
     torch.manual_seed(config.seed)
     original = read_model(model)
+    trained = free_batch(original).model  # the same weights; only the batch axis differs
+    graph = import_model(trained, os.fspath(model))
+    opened = session(model, native=False)  # what ONNX Runtime refuses is told before training
     specs = input_specs(original, config.data.shape)
     train = sources.RANDOM if train is None else train
+    weak = ""
+    if sources.is_random(train):
+        specs, taken = sized(specs, opened)
+        weak = f"{WEAK} {taken}".rstrip()
+        tell(Note(weak))
     if isinstance(train, str):
         told = sources.preprocess_of(train, config.preprocess)
         config = config.model_copy(update={"preprocess": told})
     teaching, heldout, judged, source = load_datasets(train, eval, config, specs)
-    trained = free_batch(original).model  # the same weights; only the batch axis differs
-    graph = import_model(trained)
-    session(model, native=False)  # what ONNX Runtime refuses is told before training, not after
+    config = with_batch(config, teaching)
     prepared = prepare_run(
         trained, graph, config, where, teaching,
         Path(run_dir) if run_dir else out.with_suffix(".run"),
@@ -159,6 +168,10 @@ def compress(
     )  # fmt: skip
     run, config = prepared.run, prepared.run.config
     run.objective.refuse_bad_data(run.model, {"held-out": heldout, source: judged}, where)
+    singly = run.model.feeding != model_feeding(trained)
+    for inputs, _ in evaluation_pairs(judged, config, 2, singly):
+        run_in_ort(opened, inputs)  # rows, too
+    del opened  # which holds all weights
     teaching, heldout = run.objective.remembered(teaching, heldout, config, where)
     if config.has_thresholds:
         if not resume:
@@ -185,15 +198,14 @@ def compress(
     limit = TRAIN_METRIC_ROWS if source.endswith("training") else None
     # narrow values are not the trained ones: the metric judges them, the arrays must agree
     exact = masked_graph(graph.to("cpu"), trained) if values == "float32" else None
-    singly = run.model.feeding != model_feeding(trained)
     found = check(
         Path(model), out, evaluation_pairs(judged, config, limit, singly), reference=exact,
         metric=run.objective.metric, outputs=[h.output for h in run.objective.heads],
         max_drop=allowed(max_drop, reference, run.objective.metric, judged is heldout),
         seconds=bench_seconds,
     )  # fmt: skip
-    if sources.is_random(train):
-        found = replace(found, words=[WEAK, *found.words])
+    if weak:
+        found = replace(found, words=[weak, *found.words])
     return Result(
         Path(model), out, config, str(where), started_at, outcome, layer_results(run, thresholds),
         prepared.spared, export, found, source, run.folder, run.objective.said,
@@ -261,6 +273,12 @@ def refuse_bad_target(out: Path, model: Path) -> None:
         )
     if out.is_dir():
         raise ConfigError(f"{out}: expected a file to write, got a folder; name a file in it")
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: expected a folder that can be written to, got: {error}; choose another"
+        ) from error
     if out.exists() and model.exists() and out.samefile(model):
         raise ConfigError(f"{out}: expected another file than the model; it would be overwritten")
 

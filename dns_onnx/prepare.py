@@ -20,7 +20,7 @@ from dns_onnx.converters.frontier import cut_off
 from dns_onnx.converters.layers import Layer, layers
 from dns_onnx.converters.ranges import draws
 from dns_onnx.data import Dataset, split
-from dns_onnx.errors import ConfigError, DataError
+from dns_onnx.errors import ConfigError, DataError, TrainingError
 from dns_onnx.granularity import Elements, grain_of
 from dns_onnx.masks import Masked, holders
 from dns_onnx.objective import prepare_objective
@@ -61,6 +61,9 @@ def prepare_run(
 
     data: the teaching rows, which say whether there are labels.
     """
+    found = layers(graph)
+    refuse_nothing([x for x in found if x.prunable],
+                   [Spared(x.node, x.weight, x.reason) for x in found])  # fmt: skip
     graph.to(device)
     config = with_shift(config, automatic_shift(config, data))
     feeding = model_feeding(model)
@@ -73,8 +76,9 @@ def prepare_run(
         objective = replace(objective, said=f"{objective.said}; {moved}")
     objective.refuse_bad_data(training, {"training": data}, device)
     weights = trained_weights(graph, training, objective.touched(training, data, device))
-    found = layers(graph)
-    chosen, spared = _divided(found, weights, config, training.values)
+    unfit = {n for n, h in holders(graph).items() if not bool(h.weight.isfinite().all())}
+    chosen, spared = _divided(found, weights, config, training.values, unfit)
+    refuse_nothing(chosen, spared)
     surgery = Surgery([_operated(layer, weights, config) for layer in chosen], config.seed)
     biases = {layer.bias for layer in found if layer.bias}
     if config.train.shard and distributed.size() > 1:
@@ -91,6 +95,23 @@ def prepare_run(
     )  # fmt: skip
     settings = {x.weight: config.layer_settings(*_names(x)).sparsity for x in chosen}
     return Prepared(run, spared, {k: v for k, v in settings.items() if v is not None})
+
+
+def refuse_nothing(chosen: Sequence[Layer], spared: Sequence[Spared]) -> None:
+    """Say why nothing can be cut, where nothing is chosen.
+
+    Raises TrainingError.
+    """
+    if chosen:
+        return
+    because = [f"{x.name} ('{x.weight}'): {x.reason}" for x in spared[:3]]
+    because += [f"{len(spared) - 3} more"] * (len(spared) > 3)
+    if any("float" in x.reason for x in spared):
+        because.append("prune a quantized model before it is quantized")
+    raise TrainingError(
+        "surgery: expected at least one layer to prune, got none: "
+        + ("; ".join(because) or "no Conv, Gemm, MatMul or the like has weights in this model")
+    )
 
 
 def automatic_shift(config: Config, data: Dataset) -> int:
@@ -139,9 +160,13 @@ def trained_weights(
 
 
 def _divided(
-    found: list[Layer], weights: Mapping[str, Masked], config: Config, values: list[str]
-) -> tuple[list[Layer], list[Spared]]:
-    """(layers to operate on, layers left alone); each weight once, where nodes share it."""
+    found: list[Layer], weights: Mapping[str, Masked], config: Config, values: list[str],
+    unfit: set[str],
+) -> tuple[list[Layer], list[Spared]]:  # fmt: skip
+    """(layers to operate on, layers left alone); each weight once, where nodes share it.
+
+    unfit: names of weights that hold NaN or infinity.
+    """
     unknown = config.unused_rules([_names(layer) for layer in found])
     if unknown:
         raise ConfigError(
@@ -152,6 +177,8 @@ def _divided(
     for layer in found:
         if not layer.prunable:
             spared.append(Spared(layer.node, layer.weight, layer.reason))
+        elif layer.weight in unfit:
+            spared.append(Spared(layer.node, layer.weight, "holds NaN or infinity"))
         elif layer.weight not in weights:
             reason = f"the loss at {', '.join(map(repr, values))} does not reach it"
             spared.append(Spared(layer.node, layer.weight, reason))
@@ -288,7 +315,7 @@ def load_datasets(
     """(teaching, held-out, judged, what the judged data are)."""
     given = _dataset(train, config, specs, "train")
     teaching, heldout = split(given, config.data.holdout, config.seed)
-    if len(teaching) < config.data.batch:
+    if len(teaching) < with_batch(config, teaching).data.batch:
         raise DataError(
             f"training data: expected at least one batch of {config.data.batch} rows, "
             f"got {len(teaching)}; lower data.batch or data.holdout"
@@ -299,6 +326,13 @@ def load_datasets(
     if heldout is not None:
         return teaching, heldout, heldout, f"{kind}held-out"
     return teaching, heldout, teaching, f"{kind}training"
+
+
+def with_batch(config: Config, data: Dataset) -> Config:
+    """The settings with batches of no more than the teaching rows, where they do not say."""
+    if "batch" in config.data.model_fields_set or len(data) >= config.data.batch:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"batch": len(data)})})
 
 
 def _dataset(given: Any, config: Config, specs: list[InputSpec], role: str) -> Dataset:

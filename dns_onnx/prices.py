@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dns_onnx.granularity import Elements, Thresholded
+from dns_onnx.granularity import Elements, Thresholded, group_sizes
 from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE, LayerSurgery
 
 FINE = 10  # bits of mantissa that the histogram which finds a price tells apart: 0.1 %
@@ -100,8 +100,8 @@ def keep_dearest(layers: Sequence[LayerSurgery], scales: Mapping[str, Tensor], w
     for layer in layers:
         found = [limits(h.weight.detach(), m, g).double().flatten() for h, m, g in layer.parts()]
         price = torch.cat(found) * scales[layer.key]
-        size = torch.cat([torch.full_like(x, p[2].size(p[0].weight))
-                          for x, p in zip(found, layer.parts(), strict=True)])  # fmt: skip
+        size = torch.cat([group_sizes(g, h.weight.detach()).double().flatten()
+                          for h, m, g in layer.parts()])  # fmt: skip
         first = price.topk(math.ceil(least(layer) / int(size.max()))).indices
         prices.append(price.scatter(0, first, math.inf))
         sizes.append(size)

@@ -209,6 +209,7 @@ class Prober:
         """
         run = self.run
         config = probe_config(run.config, kind, lr, iterations)
+        self.cutter.doing(f"Probe: {config.train.iterations} iterations of {kind} at {lr:g}")
         folder = run.folder / f"probe-{kind}-{lr:g}"
         if distributed.is_main():
             shutil.rmtree(folder, ignore_errors=True)

@@ -25,7 +25,7 @@ from dns_onnx import checkpoint, distributed
 from dns_onnx.cuts import Cut, Cutter
 from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
-from dns_onnx.journal import Observer
+from dns_onnx.journal import Note, Observer, Patience
 from dns_onnx.prices import least
 from dns_onnx.probe import PROBE, Probe, Prober, first_guess
 from dns_onnx.reference import REFERENCE, TWIN, Reference, nearly_perfect, settle
@@ -42,6 +42,7 @@ from dns_onnx.trials import (
     next_plan,
     read_trials,
     smallest,
+    target_of,
     trial_config,
 )
 
@@ -89,13 +90,17 @@ class Search:
                 "with the same target.reference, or start anew in another --run-dir"
             )
 
-    def explore(self, tell: Callable[[Cut], None] = lambda cut: None) -> Probe:
-        """Find how far one cut goes, how to train and how long; the cut is the first trial."""
+    def explore(self, tell: Callable[[Cut | Note], None] = lambda found: None) -> Probe:
+        """Find how far cuts alone go, how to train and how long; the cuts are the first trial.
+
+        tell: called with each cut, and with what is being done, where that takes long.
+        """
         run = self.run
         budget = self.target.density is None
         cutter = Cutter(
-            run, self.data, lambda density: goals(list(run.surgery), self.sparsity, density)
-        )
+            run, self.data, lambda density: goals(list(run.surgery), self.sparsity, density),
+            Patience(tell),
+        )  # fmt: skip
         prober = Prober(
             cutter, self.heldout, self.within_budget if budget else None, self.highest,
             self._worth(), not nearly_perfect(run.objective.metric, self.original),
@@ -264,7 +269,7 @@ class Search:
         folders = sorted(self.folder.glob("trial-*"))
         twin = self.folder / TWIN
         begun = len(folders) > len(found) or checkpoint.latest(twin) is not None
-        if begun or (found and next_plan(found, self.target, self.highest) is not None):
+        if begun or (found and next_plan(found, target_of(found[-1]), self.highest) is not None):
             raise CheckpointError(
                 f"{self.folder}: holds an unfinished search of {len(found)} trials; go on with "
                 "--resume, choose another --run-dir, or remove the folder"

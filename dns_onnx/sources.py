@@ -250,7 +250,9 @@ def _dataset(
     names = {s.name for s in specs}
     if len(specs) == 1 and len(arrays.keys() - {LABELS}) == 1:
         names = arrays.keys() - {LABELS}  # the only array can be nothing but the only input
-    targets = {n: a for n, a in arrays.items() if n not in names and a.dtype.kind in "fiub"}
+    # text beside the inputs is no target (names, say), unless it is called one
+    targets = {n: a for n, a in arrays.items()
+               if n not in names and (n == LABELS or a.dtype.kind in "fiub")}  # fmt: skip
     inputs = {n: a for n, a in arrays.items() if n in names}
     found = inputs if len(inputs) == len(specs) else arrays  # all that there are, for the error
     return ArrayDataset(specs, found, targets, preprocess, where)

@@ -62,8 +62,9 @@ def goals(
     left = total - sum(own.values())
     if shared and left < len(shared):
         raise ConfigError(
-            f"target: {total:,} entries over all layers leave {left} for the layers without a "
-            "sparsity of their own; lower the compression or the layers' sparsity"
+            f"target: expected to keep at least one entry of each of {len(shared)} layers, got "
+            f"{max(left, 0):,} entries for them; lower the compression"
+            + (", or the sparsity of layers that have their own" if own else "")
         )
     found = [Goal((key,), kept) for key, kept in own.items()]
     return found + ([Goal(tuple(x.key for x in shared), left)] if shared else [])

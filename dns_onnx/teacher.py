@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dns_onnx.attach import TrainingGraph, as_array, to_device
 from dns_onnx.data import Batch, Dataset, batches
+from dns_onnx.errors import DataError
 
 Array = NDArray[Any]
 ANSWER = "teacher:"  # before a value's name: the target that holds what the teacher said
@@ -32,13 +33,22 @@ class Teacher(nn.Module):
         return dict(zip(self.graph.values, self.graph(*inputs), strict=True))
 
     def scales(self, data: Iterable[Batch], device: torch.device) -> dict[str, float]:
-        """The root mean square of each of the values over some rows; 1 where all are 0."""
+        """The root mean square of each of the values over some rows; 1 where all are 0.
+
+        Raises DataError where a value is never finite.
+        """
         squares: dict[str, list[float]] = {}
         for batch in data:
             for name, y in self(*to_device(batch, device)[0]).items():
                 finite = y.float()[y.isfinite()]
-                squares.setdefault(name, []).append(float((finite**2).mean()))
-        return {name: float(np.sqrt(np.nanmean(s))) or 1.0 for name, s in squares.items()}
+                squares.setdefault(name, []).extend([float((finite**2).mean())] * bool(len(finite)))
+        silent = [name for name, s in squares.items() if not s]
+        if silent:
+            raise DataError(
+                f"training data: expected rows that the model has finite outputs for, got NaN or "
+                f"infinity (or nothing) at {silent} on all that were tried; give others (--train)"
+            )
+        return {name: float(np.sqrt(np.mean(s))) or 1.0 for name, s in squares.items()}
 
     @torch.no_grad()
     def answers(self, data: Dataset, device: torch.device) -> dict[str, Array] | None:

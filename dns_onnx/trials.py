@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dns_onnx.config import Config, Target
+from dns_onnx.config import Config, Target, parse_config
 from dns_onnx.errors import CheckpointError
 from dns_onnx.probe import next_growth
 from dns_onnx.targets import Descent
@@ -132,6 +132,11 @@ def read_trials(folder: Path) -> list[Trial]:
             f"{path}: expected one trial of this version a line, got {error}; start anew in "
             "another --run-dir"
         ) from None
+
+
+def target_of(trial: Trial) -> Target:
+    """What the search was after that a trial was part of."""
+    return parse_config({"target": trial.settings.get("target", {})}, TRIALS).target
 
 
 def trial_config(config: Config, plan: Plan, number: int) -> Config:

@@ -7,6 +7,7 @@ all rows, or as [N, *shape], and then the rows go in one at a time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from dns_onnx.errors import DataError
 Array = NDArray[Any]
 Size = int | str | None
 _NAMELESS = (None, "", "?")
+_BATCH = re.compile(r"(?i)n|b|bs|.*batch.*")  # what exporters and people call the axis of rows
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,16 @@ class Feeding:
 def feeding(shapes: Iterable[Sequence[Size] | None]) -> Feeding:
     """How to feed inputs of these shapes (sizes, symbols, None where unknown).
 
-    The first axis of the first input that has one counts rows.  Another input counts them along
-    its own first axis, or where the same symbol (or the first nameless free axis) stands.
+    Of the first input that has axes, the one that bears the name of a batch counts rows (a sequence
+    may lie time first); the first one where none does, or where it is 1.  Another input counts them
+    where the same symbol (or the first nameless free axis) stands, or along its own first axis.
     """
     sizes = [None if s is None else tuple(s) for s in shapes]
     first = next((s for s in sizes if s), None)
     if first is None:
         return Feeding(tuple(0 if s is None else None for s in sizes), None)
-    batch = first[0]
+    named = (size for size in first if isinstance(size, str) and _BATCH.fullmatch(size))
+    batch = 1 if first[0] == 1 else next(named, first[0])  # [1, "n", 3] are points of one cloud
     piece = batch if isinstance(batch, int) and batch > 0 else None
     return Feeding(tuple(0 if s is None else _row_axis(s, batch) for s in sizes), piece)
 

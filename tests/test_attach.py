@@ -55,6 +55,16 @@ def test_a_graph_ends_where_it_is_told_and_leaves_the_whole_as_it_was() -> None:
         ending_at(graph, ["t"])
 
 
+def test_rows_that_do_not_fit_are_told_once_and_without_code(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    graph = import_model(branching())
+    training = TrainingGraph(graph, [Head("s", "s", "values")], Feeding((0, None), None))
+    with pytest.raises(DataError, match=r"does not run on inputs of shape \[\[2, 5\], \[\]\]"):
+        training(torch.zeros(2, 5), torch.tensor([True]))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_token_beyond_the_table_is_told_as_a_fault_of_the_data() -> None:
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", 2])
     made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2, 3])

@@ -89,6 +89,14 @@ def test_convert_keeps_every_bit(compressed: Path, cli, format: str) -> None:
     assert first.tobytes() == second.tobytes()
 
 
+def test_convert_does_not_write_over_its_input(compressed: Path, cli) -> None:
+    before = (compressed / "small.onnx").read_bytes()
+    small = compressed / "small.onnx"
+    code, _, err = cli("convert", small, "-o", small, "--format", "dense")
+    assert (code, small.read_bytes()) == (2, before)
+    assert "another file than the model" in err
+
+
 @pytest.mark.parametrize("values", ["float16", "int8"])
 def test_convert_reads_the_metric_again_where_values_change(
     compressed: Path, cli, values: str
@@ -297,6 +305,7 @@ def test_unknown_operators_are_all_named(small: Path, cli) -> None:
     _, _, err = cli("inspect", small / "bad.onnx")
     assert "StrangeGemm" in err
     assert "StrangeRelu" in err
+    assert "bad.onnx: 2 node(s)" in err
 
 
 @pytest.mark.parametrize(

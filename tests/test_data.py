@@ -251,6 +251,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mydata_for_test"
 
 
+def test_labels_of_text_are_not_left_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((3, 4)), labels=np.array(["cat", "dog", "cat"]))
+    with pytest.raises(DataError, match=r"'labels': expected rows of numbers, got <U3"):
+        load(str(tmp_path / "d.npz"))
+
+
 def test_torch_dataset_is_read_row_by_row(module: str) -> None:
     data = load(f"{module}:dataset")
     assert isinstance(data, LazyDataset)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dns_onnx import sources
 from dns_onnx.config import Preprocess
 from dns_onnx.converters.ranges import Draw, draws
-from dns_onnx.drawn import DrawnDataset
+from dns_onnx.drawn import DrawnDataset, sized
 from dns_onnx.errors import ConfigError, DataError
 from dns_onnx.prepare import input_specs
 from dns_onnx.preprocess import InputSpec
@@ -43,6 +46,56 @@ def test_ranges_are_read_from_the_model() -> None:
         "ids": Draw(0, 12), "attention_mask": Draw(value=1), "state": Draw(),
         "sr": Draw(value=16000),
     }  # fmt: skip
+
+
+def test_what_is_looked_through_for_padding_is_not_all_padding() -> None:
+    model = token_model()
+    zero = numpy_helper.from_array(np.array(0, np.int64), "zero")
+    model.graph.initializer.append(zero)
+    for name in ("wide", "attention_mask"):
+        model.graph.node.append(helper.make_node("Equal", [name, "zero"], [f"{name}.pad"]))
+    found = draws(model)
+    assert (found["ids"], found["attention_mask"]) == (Draw(0, 12), Draw(value=1))
+
+
+def net(inputs: dict[str, list], nodes: list[onnx.NodeProto]) -> ort.InferenceSession:
+    """A session of nodes that end in y, with a 3 x 1 x 50 kernel `w` among the initializers."""
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
+    kernel = numpy_helper.from_array(np.ones((3, 1, 50), np.float32), "w")
+    graph = helper.make_graph(nodes, "g", infos, [onnx.ValueInfoProto(name="y")], [kernel])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def specs_of(session: ort.InferenceSession) -> list[InputSpec]:
+    shapes = ([d if isinstance(d, int) else None for d in i.shape] for i in session.get_inputs())
+    return [InputSpec(i.name, F32, tuple(shape))
+            for i, shape in zip(session.get_inputs(), shapes, strict=True)]  # fmt: skip
+
+
+def test_open_sizes_are_those_that_the_model_runs_on() -> None:
+    conv = helper.make_node("Conv", ["x", "w"], ["y"])
+    wave = net({"x": ["n", 1, "samples"]}, [conv])
+    found, said = sized(specs_of(wave), wave)
+    assert found[0].shape == (None, 1, 64)
+    assert said == "Sizes that the model leaves open were taken as --shape x=1x1x64."
+
+
+def test_sizes_follow_sums_in_their_names() -> None:
+    join = helper.make_node("Concat", ["past", "new"], ["all"], axis=1)
+    add = helper.make_node("Add", ["all", "mask"], ["y"])
+    cache = net({"new": ["n", 1], "past": ["n", "past"], "mask": ["n", "past + 1"]}, [join, add])
+    found, _ = sized(specs_of(cache), cache)
+    assert [s.shape for s in found] == [(None, 1), (None, 16), (None, 17)]
+
+
+def test_sizes_that_are_not_found_are_asked_for() -> None:
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], pads=[0, 0])
+    add = helper.make_node("Add", ["y0", "z"], ["y"])
+    conv.output[0] = "y0"
+    odd = net({"x": ["n", 1, "samples"], "z": ["n", 3, "frames"]}, [conv, add])
+    with pytest.raises(DataError, match=r"'z': \['\*', 3, '\*'\]\}, found none; give them"):
+        sized([replace(s, shape=(None, s.shape[1], None)) for s in specs_of(odd)], odd)
 
 
 def test_rows_keep_to_ranges_shapes_and_types() -> None:

@@ -12,7 +12,7 @@ import torch
 from dns_onnx import compress
 from dns_onnx.config import parse_config
 from dns_onnx.errors import ConfigError
-from dns_onnx.journal import Change, Journal, Progress, packed, unpacked
+from dns_onnx.journal import Change, Journal, Patience, Progress, packed, unpacked
 from dns_onnx.masks import Masked
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
 
@@ -71,6 +71,16 @@ def test_masks_survive_as_bits(shape: tuple[int, ...]) -> None:
     bits = packed(mask)
     assert bits.numel() == -(-mask.numel() // 8)
     assert torch.equal(unpacked(bits, mask), mask)
+
+
+def test_notes_come_where_something_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    said: list[str] = []
+    doing = Patience(lambda note: said.append(note.said))
+    for now in (1.0, 9.0, 10.0, 11.0, 25.0):
+        doing(f"at {now:g}")
+    assert said == ["at 10 ...", "at 25 ..."]
 
 
 def looks(folder: Path) -> list[dict]:

@@ -103,6 +103,12 @@ def test_every_loss_of_an_unchanged_model_and_its_teacher_is_nought() -> None:
         assert len(found.heads) == 2
 
 
+def test_an_original_that_says_nothing_finite_is_told() -> None:
+    model = net("Abs", "Neg", "Sqrt")
+    with pytest.raises(DataError, match=r"NaN or infinity \(or nothing\) at \['y'\] on all"):
+        objective(model, Config())
+
+
 def test_a_teacher_does_not_move_with_its_pupil() -> None:
     training, found, batch = objective(net("Softmax"), Config())
     with torch.no_grad():
@@ -194,6 +200,25 @@ def test_relative_error_reads_what_users_read() -> None:
 def test_what_does_not_go_together_is_told(train, targets, error, message: str) -> None:
     with pytest.raises(error, match=message):
         objective(net("Softmax"), settings(**train), **targets)
+
+
+@pytest.mark.parametrize(
+    ("labels", "remedy"),
+    [
+        (np.array([0, 3, 1, 2, 1, 0], np.float32), r"float32 \[1\]; give labels.astype\(int\)"),
+        (np.eye(4, dtype=np.float32)[[0, 3, 1, 2, 1, 0]], r"one-hot rows; give labels.argmax\(1\)"),
+    ],
+    ids=["numbers", "one-hot"],
+)
+def test_classes_that_are_given_as_fractions_are_told(labels: np.ndarray, remedy: str) -> None:
+    with pytest.raises(DataError, match=remedy):
+        objective(net("Softmax"), Config(), labels=labels)
+    if labels.ndim == 2:
+        assert (
+            "mse with labels"
+            in objective(net("Softmax"), settings(loss="mse"), labels=labels)[1].said
+        )
+        assert "mse with labels" in objective(net(), Config(), labels=labels)[1].said
 
 
 def test_bad_data_are_told_before_training() -> None:

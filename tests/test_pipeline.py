@@ -160,6 +160,85 @@ def test_a_missing_folder_is_told_before_training(small: Path) -> None:
         run(small, "absent/out.onnx")
 
 
+def test_a_folder_that_cannot_be_written_to_is_told_before_training(small: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a folder that can be written to"):
+        run(small, "/proc/out.onnx")
+
+
+def test_few_rows_make_a_small_batch(small: Path) -> None:
+    rows = dict(np.load(small / "train.npz"))
+    np.savez(small / "few.npz", **{name: a[:20] for name, a in rows.items()})
+    told = {"train": {"iterations": 5}, "surgery": {"c_rate": 0.5}}
+    few = {"train": f"{small}/few.npz", "bench_seconds": 0.02}
+    result = compress(
+        small / "net.onnx", small / "o.onnx", config=parse_config(told, "test"), **few
+    )
+    assert result.config.data.batch == 18
+    told["data"] = {"batch": 64}
+    with pytest.raises(DataError, match="at least one batch of 64 rows, got 18; lower"):
+        compress(small / "net.onnx", small / "o.onnx", config=parse_config(told, "test"), **few)
+
+
+def no_weights(model: onnx.ModelProto) -> None:
+    del model.graph.node[2], model.graph.node[0]
+    model.graph.node[0].input[0], model.graph.node[0].output[0] = "x", "y"
+
+
+def whole_numbers(model: onnx.ModelProto) -> None:
+    for gemm in [n for n in model.graph.node if n.op_type == "Gemm"]:
+        weight = gemm.input[1]
+        held = next(i for i in model.graph.initializer if i.name == weight)
+        held.CopyFrom(numpy_helper.from_array(np.ones(held.dims, np.int8), weight))
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), f"{weight}.s"))
+        operands, gemm.input[1] = [weight, f"{weight}.s"], f"{weight}.f"
+        made = onnx.helper.make_node("DequantizeLinear", operands, [f"{weight}.f"])
+        model.graph.node.insert(0, made)
+
+
+def no_numbers(model: onnx.ModelProto) -> None:
+    for held in model.graph.initializer:
+        held.CopyFrom(numpy_helper.from_array(np.full(held.dims, np.nan, np.float32), held.name))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (no_weights, "got none: no Conv, Gemm, MatMul or the like has weights"),
+        (whole_numbers, r"'fc1.w'\): not a float weight; .*prune a quantized model before"),
+        (no_numbers, r"fc1 \('fc1.w'\): holds NaN or infinity"),
+    ],
+)
+def test_a_model_with_nothing_to_cut_says_why(small: Path, spoil, words: str) -> None:
+    model = onnx.load(small / "net.onnx")
+    spoil(model)
+    onnx.save(model, small / "net.onnx")
+    with pytest.raises(TrainingError, match=words):
+        run(small)
+
+
+def test_rows_that_only_onnx_runtime_refuses_are_told_before_training(small: Path) -> None:
+    """Lengths of sequences that lie time first: rows are counted along the wrong axis."""
+    rng = np.random.default_rng(0)
+    weights = {"w": (1, 16, 8), "r": (1, 16, 4)}
+    node = onnx.helper.make_node("LSTM", ["x", "w", "r", "", "lens"], ["y"], hidden_size=4)
+    float_, int32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
+    graph = onnx.helper.make_graph(
+        [node], "g",
+        [onnx.helper.make_tensor_value_info("x", float_, ["steps", 1, 8]),
+         onnx.helper.make_tensor_value_info("lens", int32, ["lanes"])],
+        [onnx.helper.make_tensor_value_info("y", float_, None)],
+        [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n)
+         for n, s in weights.items()],
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), small / "net.onnx")
+    np.savez(small / "rows.npz", x=rng.standard_normal((40, 1, 8)).astype(np.float32),
+             lens=np.ones(40, np.int32))  # fmt: skip
+    with pytest.raises(DataError, match=r"does not run on inputs of shape .*'lens': \[2\]"):
+        compress(small / "net.onnx", small / "o.onnx", train=f"{small}/rows.npz", config=settings())
+    assert not (small / "o.run").exists()
+
+
 def test_resume_refuses_another_run(small: Path) -> None:
     run(small)
     with pytest.raises(CheckpointError, match="another settings"):

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from dns_onnx import prices
-from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE
+from dns_onnx.granularity import Blocks
+from dns_onnx.masks import Masked
+from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE, LayerSurgery, Schedule
 from tests.test_targets import layers
 
 
@@ -22,6 +24,16 @@ def test_the_exact_end_keeps_the_dearest() -> None:
     masks = np.concatenate([t.mask.flatten().numpy() for x in made for t in x.tensors])
     assert masks.sum() == 333
     assert price[masks].min() > price[~masks].max()
+
+
+def test_blocks_at_the_edge_count_as_the_entries_that_they_have() -> None:
+    weight = Masked("w", torch.arange(1.0, 31.0).reshape(5, 6))
+    weight.attach_mask()
+    made = LayerSurgery("w", [weight], Schedule(0.0), Blocks(4, 1, 0, 1))
+    prices.keep_dearest([made], {"w": torch.tensor(1.0).double()}, 18)
+    kept = torch.zeros(5, 6, dtype=torch.bool)
+    kept[4], kept[:4, 3:] = True, True  # six blocks of one entry, three of four
+    assert torch.equal(weight.mask, kept)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.05], ids=lambda share: f"{share:.0%} kept before")

@@ -208,6 +208,9 @@ def test_a_finished_search_makes_place_and_an_unfinished_one_does_not(small: Pat
     first = run(small)
     again = run(small)
     assert rows(again.run_dir) == rows(first.run_dir)
+    target = settings(target={"compression": 3}, train={"iterations": 20})
+    assert len(run(small, config=target).trials) == 1
+    run(small)  # over a finished search for something else
     path = first.run_dir / TRIALS
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
     with pytest.raises(CheckpointError, match=r"unfinished search.*--resume"):
@@ -282,7 +285,9 @@ def test_goals_that_cannot_be_are_refused() -> None:
             return 100
 
     layers = [Layer("a"), Layer("b")]
-    with pytest.raises(ConfigError, match="leave -30 for the layers"):
+    with pytest.raises(
+        ConfigError, match=r"entry of each of 1 layers, got 0 entries for them; .* or the sparsity"
+    ):
         goals(layers, {"a": 0.5}, 0.1)  # type: ignore[list-item]
 
 

@@ -12,15 +12,17 @@ from pydantic import BaseModel, ValidationError
 
 from dns_onnx import report, sources
 from dns_onnx.cli.compress import DATA_HELP, DROP_LIMIT_HELP, METRIC_HELP
-from dns_onnx.cli.console import print_verdict, show, write_json
+from dns_onnx.cli.console import out, print_verdict, show, write_json
 from dns_onnx.config import Config, Preprocess
 from dns_onnx.converters.frontier import attachment_points
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
+from dns_onnx.drawn import sized
 from dns_onnx.errors import ModelError
 from dns_onnx.pipeline import evaluation_pairs, masked_graph
 from dns_onnx.prepare import input_specs
 from dns_onnx.runtime.check import check
+from dns_onnx.runtime.session import session
 
 Stored = TypeVar("Stored", bound=BaseModel)
 
@@ -62,10 +64,15 @@ def prove(
 ) -> None:
     """Check a written file and print what is found; exit code 1 where it misses what was asked."""
     model = read_model(pruned)
-    graph, settings, data = import_model(model), stored_settings(model), None
+    graph, settings, data = import_model(model, str(pruned)), stored_settings(model), None
     outputs: list[str] = []
     if eval is not None:
-        dataset = sources.load(eval, input_specs(model), stored_preprocess(model), "eval")
+        specs = input_specs(model)
+        if sources.is_random(eval):
+            specs, taken = sized(specs, session(pruned, native=False))
+            if taken:
+                out.print(taken, markup=False)
+        dataset = sources.load(eval, specs, stored_preprocess(model), "eval")
         data = evaluation_pairs(dataset, settings)
         labelled = bool(dataset.take(np.arange(1)).targets)
         outputs = settings.train.outputs or ([] if labelled else attachment_points(graph))

@@ -16,6 +16,7 @@ from dns_onnx.config import Config, load_config, load_recipe, parse_config, reci
 from dns_onnx.converters.exporter import Export
 from dns_onnx.cuts import Cut
 from dns_onnx.errors import ConfigError
+from dns_onnx.journal import Note
 from dns_onnx.pipeline import Result
 from dns_onnx.pipeline import compress as run
 from dns_onnx.probe import Probe
@@ -164,7 +165,10 @@ def command(
     )  # fmt: skip
     settings = with_shapes(settings, shape or [])
     if report_dir is not None:
-        report_dir.mkdir(parents=True, exist_ok=True)  # refused now rather than after training
+        try:
+            report_dir.mkdir(parents=True, exist_ok=True)  # refused now rather than after training
+        except OSError as error:
+            raise ConfigError(f"--report: expected a folder, got: {error}") from error
     many = distributed.processes(device.value, settings.data.batch)
     with many, training_progress() as observe:
         result = run(
@@ -216,8 +220,13 @@ def with_shapes(settings: Config, given: list[str]) -> Config:
     return settings.model_copy(update={"data": settings.data.model_copy(update={"shape": shapes})})
 
 
-def print_found(found: Trial | Reference | Cut | Probe) -> None:
+def print_found(found: Trial | Reference | Cut | Probe | Note) -> None:
     """One line for each finished trial; before them, what their drops count from, cuts, a probe."""
+    if not distributed.is_main():
+        return
+    if isinstance(found, Note):
+        out.print(found.said, markup=False)
+        return
     if isinstance(found, Cut):
         fitted, held = ", fitted" if found.fitted else "", "holds" if found.held else "taken back"
         out.print(f"Cut: {found.ratio:.2f}x{fitted}, metric {found.metric:.4g}: {held}")

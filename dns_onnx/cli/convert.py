@@ -21,6 +21,7 @@ from dns_onnx.cli.compress import (
 )
 from dns_onnx.cli.console import out, show
 from dns_onnx.converters.exporter import convert
+from dns_onnx.pipeline import refuse_bad_target
 from dns_onnx.runtime.sizes import file_bytes
 
 NAME = "convert"
@@ -43,6 +44,7 @@ def command(
 
     With --eval the written file is checked, as `dns-onnx check MODEL RESULT` would.
     """
+    refuse_bad_target(out_file, model)
     export = convert(model, format.value, out_file, values=values.value, drop_dead=drop_dead)
     show("Weights in the file", report.tensor_table(export.tensors))
     print_notes(export)

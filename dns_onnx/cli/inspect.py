@@ -122,7 +122,7 @@ def verified(path: Path, data: str | None) -> list[Difference]:
 def inspect_model(path: Path) -> dict[str, Any]:
     """All that `inspect` shows, as plain JSON values."""
     model = read_model(path)
-    graph = import_model(model)
+    graph = import_model(model, str(path))
     weights = holders(graph)
     total = sum(h.weight.numel() for h in weights.values())
     nonzero = {n: int(h.weight.count_nonzero()) for n, h in weights.items()}

@@ -9,7 +9,7 @@ namespace {
 // cycles; measured on Zen 4
 constexpr double kLineCycles = 12.0, kSquareCycles = 30.0, kStageCycles = 0.15;
 constexpr double kWindowLineCycles = 4.0, kWindowSquareCycles = 24.0;
-constexpr double kCopyFloatsPerCycle = 2.0, kTouchCycles = 4.0;  // the latter for a cache line
+constexpr double kCopyFloatsPerCycle = 2.0;
 constexpr int64_t kOwnGroups = 4;  // an image of more groups than this has them for itself
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -145,7 +145,6 @@ bool direct_layout(const PlaneShape& plane, const Family& family, const Tile& ti
   layout.direct = true;
   layout.channel_floats = size;
   layout.tap_floats = {0};
-  layout.pack_cycles = kTouchCycles * static_cast<double>(1 + layout.sums() / 16);
   return true;
 }
 

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 namespace dns_onnx {
 namespace {
 
-constexpr int64_t kNearBytes = 30 << 10;     // of a first-level cache, beside sums and weights
+constexpr int64_t kNearBytes = 28 << 10;     // of a first-level cache, beside sums and weights
 constexpr int64_t kMiddleBytes = 512 << 10;  // of a second-level cache
 constexpr int64_t kMostRowsOfTask = 256;
 constexpr int64_t kTasks = 16;  // wanted at least, so that several threads have work
@@ -16,8 +17,8 @@ constexpr double kLeastShare = 0.75;     // of the threads' time that whole grou
 
 // cycles; measured on Zen 4 with benchmarks/sparse_runtime.py
 constexpr double kEntryCycles = 1.3, kRowCycles = 6.0;
-// reading maps as they lie: across cache lines, or less than a line at a time
-constexpr double kCrossing = 1.7, kNarrow = 1.3;
+// reading maps as they lie: added where a vector crosses a cache line; less than a line at a time
+constexpr double kCrossing = 0.9, kNarrow = 1.25;
 constexpr int64_t kLineFloats = 16;
 constexpr double kMiddleBytesPerCycle = 24.0, kFarBytesPerCycle = 12.0;
 constexpr double kSumBytesPerCycle = 42.0;  // read and written
@@ -29,6 +30,12 @@ struct Blocking {
   double cycles;  // of one group's multiply-adds and of keeping its sums
 };
 
+// The share of vectors of `lanes` that cross a cache line, in maps of `size` floats.
+double crossing(int64_t size, int64_t lanes) {
+  const int64_t step = std::min(lanes, std::gcd(size, kLineFloats));  // of where maps begin
+  return static_cast<double>(lanes - step) / static_cast<double>(kLineFloats);
+}
+
 // Cost of working on `channels` channels at a time.  Sums are read and written once a block.
 Blocking blocking(const PanelWeights& weights, const Layout& layout, int64_t channels) {
   const double vector_bytes = 4.0 * layout.family->lanes;
@@ -36,11 +43,14 @@ Blocking blocking(const PanelWeights& weights, const Layout& layout, int64_t cha
   const double sums = static_cast<double>(layout.sums()) / layout.family->lanes;
   double load = layout.family->fma_cycles;
   if (layout.direct) {
-    const bool crosses = layout.channel_floats % kLineFloats != 0;
-    load *= crosses ? kCrossing : (layout.family->lanes < kLineFloats ? kNarrow : 1.0);
+    const int64_t lanes = layout.family->lanes;
+    if (lanes < kLineFloats) load *= kNarrow;
+    load *= 1.0 + kCrossing * crossing(layout.channel_floats, lanes);
   }
-  if (bytes > kNearBytes) load = std::max(load, vector_bytes / kMiddleBytesPerCycle);
-  if (bytes > kMiddleBytes) load = std::max(load, vector_bytes / kFarBytesPerCycle);
+  // what exceeds the near cache is found there as often as it fits
+  const double near = std::min(1.0, kNearBytes / bytes);
+  const double rate = bytes > kMiddleBytes ? kFarBytesPerCycle : kMiddleBytesPerCycle;
+  load = near * load + (1.0 - near) * std::max(load, vector_bytes / rate);
   const auto rows = static_cast<double>(weights.matrix->rows);
   const auto nnz = static_cast<double>(weights.matrix->nnz());
   const auto blocks = static_cast<double>(ceil_div(weights.channels, channels));
@@ -52,18 +62,18 @@ Blocking blocking(const PanelWeights& weights, const Layout& layout, int64_t cha
 }
 
 Blocking best_blocking(const PanelWeights& weights, const Layout& layout) {
-  const int64_t bytes = layout.read_floats() * 4;
   // offsets within a block are 32 bits wide
   const int64_t most = std::max<int64_t>(
       1, std::min(weights.channels,
                   (int64_t{1} << 29) / std::max<int64_t>(1, layout.channel_floats)));
   Blocking best = blocking(weights, layout, most);
-  for (const int64_t budget : {kNearBytes, kMiddleBytes}) {
-    const int64_t fits = std::clamp<int64_t>(budget / std::max<int64_t>(1, bytes), 1, most);
-    // equal blocks: no short one at the end
-    const int64_t even = ceil_div(weights.channels, ceil_div(weights.channels, fits));
-    const Blocking candidate = blocking(weights, layout, std::min(even, most));
-    if (candidate.cycles < best.cycles) best = candidate;
+  for (const int64_t first : {1, 3}) {
+    for (int64_t parts = first; parts <= weights.channels; parts *= 2) {
+      // equal blocks: no short one at the end
+      const int64_t even = std::min(most, ceil_div(weights.channels, parts));
+      const Blocking candidate = blocking(weights, layout, even);
+      if (candidate.cycles < best.cycles) best = candidate;
+    }
   }
   return best;
 }
@@ -265,8 +275,6 @@ void PanelProduct::direct_rows(const DirectMaps& maps, int64_t index, const Task
   for (int64_t b = 0; b < blocks_; ++b) {
     const int64_t channel = b * layout_.block;
     job.panel = maps.input + image * maps.input_step + channel * maps.size + at;
-    layout_.family->touch(job.panel, maps.size, std::min(layout_.block, channels_ - channel),
-                          count);
     job.segments = segments_.data() + b * rows_ + first;
     job.resume = b > 0;
     if (b + 1 == blocks_) {

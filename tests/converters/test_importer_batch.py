@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import helper
@@ -46,6 +47,25 @@ def test_a_batch_folded_into_the_first_axis_comes_back(first: list[int], second:
     rows = torch.from_numpy(floats(5, 2, 3, 4))
     whole, one = import_model(freed.model)(rows), import_model(model)
     torch.testing.assert_close(whole, torch.cat([one(row) for row in rows.split(1)]))
+
+
+def test_a_branch_that_the_whole_batch_decides_keeps_it() -> None:
+    """Rows of one sign take the same branch together and alone; rows of two do not."""
+
+    def body(name: str, operator: str) -> onnx.GraphProto:
+        made = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(operator, ["x"], [name])], name, [], [made])
+
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "zero"], ["positive"]),
+        helper.make_node("If", ["positive"], ["y"], then_branch=body("a", "Neg"),
+                         else_branch=body("b", "Abs")),
+    ]  # fmt: skip
+    model, _ = graph_model(
+        nodes, {"x": floats(1, 4)}, {"zero": np.float32(0).reshape(())}, ["y"], opset=13
+    )
+    assert free_batch(model).reason == "output 0 of a batch differs from its samples' own"
 
 
 def test_heads_of_a_batch_on_the_second_axis_are_freed() -> None:

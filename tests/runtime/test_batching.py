@@ -21,6 +21,9 @@ from dns_onnx.runtime.batching import Feeding, feeding
         ([[1, 257, 1, 2], [2, 1, 16, 16, 33]], (0, None), 1),  # gtcrn
         ([["unk__1", 4], ["unk__2", 5]], (0, 0), None),  # tf2onnx names every axis anew
         ([["n", 4], [3, "t"]], (0, None), None),
+        ([["T", "B", 16], ["B"], [2, "B", 24]], (1, 0, 1), None),  # a sequence, time first
+        ([[10, "batch_size", 12]], (1,), None),
+        ([[1, "n", 3]], (0,), 1),
     ],
 )
 def test_the_axis_that_counts_rows(shapes: list, axes: tuple, piece: int | None) -> None:

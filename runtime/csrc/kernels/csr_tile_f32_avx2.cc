@@ -13,7 +13,7 @@ namespace {
 const Tile kTiles[] = {DNS_ONNX_TILES_16(Avx)};
 const Family kFamilies[] = {
     {8, 8, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Avx>, gather_windows<Avx>,
-     scatter<Avx>, finish<Avx>, touch}};
+     scatter<Avx>, finish<Avx>}};
 
 }  // namespace
 

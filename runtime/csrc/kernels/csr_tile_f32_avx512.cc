@@ -40,9 +40,9 @@ const Tile kTiles8[] = {DNS_ONNX_TILES_32(Avx)};
 const Tile kTiles16[] = {DNS_ONNX_TILES_32(Avx512)};
 const Family kFamilies[] = {
     {8, 8, 0.5F, kTiles8, sizeof kTiles8 / sizeof *kTiles8, gather<Avx>, gather_windows<Avx>,
-     scatter<Avx>, finish<Avx>, touch},
+     scatter<Avx>, finish<Avx>},
     {16, 8, 1.0F, kTiles16, sizeof kTiles16 / sizeof *kTiles16, gather<Avx512>,
-     gather_windows<Avx512>, scatter<Avx512>, finish<Avx512>, touch}};
+     gather_windows<Avx512>, scatter<Avx512>, finish<Avx512>}};
 
 }  // namespace
 

@@ -27,7 +27,7 @@ struct Neon : PlainSquare<Neon>, WholeVectors {
 const Tile kTiles[] = {DNS_ONNX_TILES_32(Neon)};
 const Family kFamilies[] = {
     {4, 4, 0.5F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Neon>, gather_windows<Neon>,
-     scatter<Neon>, finish<Neon>, touch}};
+     scatter<Neon>, finish<Neon>}};
 
 }  // namespace
 

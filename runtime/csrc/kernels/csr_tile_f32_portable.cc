@@ -29,7 +29,7 @@ struct Vector4 : PlainSquare<Vector4>, WholeVectors {
 const Tile kTiles[] = {DNS_ONNX_TILES_16(Vector4)};
 const Family kFamilies[] = {
     {4, 4, 1.0F, kTiles, sizeof kTiles / sizeof *kTiles, gather<Vector4>, gather_windows<Vector4>,
-     scatter<Vector4>, finish<Vector4>, touch}};
+     scatter<Vector4>, finish<Vector4>}};
 
 }  // namespace
 

@@ -118,8 +118,6 @@ struct Family {
   void (*gather_windows)(const WindowJob&);
   void (*scatter)(const ScatterJob&);
   void (*finish)(const FinishJob&);
-  // Fetches `count` floats from each of `lines` places, `step` floats apart, into a near cache.
-  void (*touch)(const float* from, int64_t step, int64_t lines, int64_t count);
 };
 
 // y[r] = start[r] + sum of values[i] * x[columns[i]] over row r, for first <= r < last.
