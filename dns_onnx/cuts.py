@@ -147,8 +147,8 @@ class Cutter:
     def _reconstruction(self) -> Reconstruction:
         """Of the original, on rows drawn from the teaching ones."""
         run, rows = self.run, len(self.data)
-        one, _ = to_device(self.data.take(np.arange(1)), run.device)
-        count = min(enough_rows(run.model, run.weights, one), rows)
+        two, _ = to_device(self.data.take(np.arange(2) % rows), run.device)
+        count = min(enough_rows(run.model, run.weights, two), rows)
         drawn = np.random.default_rng(run.config.seed).choice(rows, count, replace=False)
         inputs, _ = to_device(self.data.take(np.sort(drawn)), run.device)
         return Reconstruction(run.model, run.weights, inputs)

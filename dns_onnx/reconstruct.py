@@ -121,8 +121,8 @@ def _again(
     return result
 
 
-def enough_rows(model: TrainingGraph, weights: Mapping[str, Masked], one: Sequence[Tensor]) -> int:
-    """How many rows to reconstruct on.  one: a row, as the model takes it."""
+def enough_rows(model: TrainingGraph, weights: Mapping[str, Masked], two: Sequence[Tensor]) -> int:
+    """How many rows to reconstruct on.  two: rows, as the model takes them."""
     work, most = 0, 1
 
     def count(call: _Call) -> None:
@@ -131,9 +131,13 @@ def enough_rows(model: TrainingGraph, weights: Mapping[str, Masked], one: Sequen
         most = max(most, call.result.numel())
 
     with _Watch(weights, count):
-        _run(model, one)
-    singly = model.feeding.goes_by_row(one) or model.feeding.piece == 1
-    return max(min(SINGLE_ROWS if singly else ROWS, WORK // max(work, 1), MEMORY // most), 1)
+        _run(model, two)
+    piece = 1 if model.feeding.goes_by_row(two) else model.feeding.piece
+    run = math.ceil(2 / piece) * piece if piece else 2
+    bounds = [SINGLE_ROWS if piece == 1 else ROWS, WORK * run // max(work, 1)]
+    if piece is None:
+        bounds.append(MEMORY * run // most)
+    return max(min(bounds), 1)
 
 
 @torch.no_grad()

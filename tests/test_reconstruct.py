@@ -217,15 +217,15 @@ def test_a_layer_that_the_rows_do_not_suffice_for_stays() -> None:
 
 def test_large_nets_are_fitted_on_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     net, held = attached(perceptron())
-    one = [drawn(1, 6)]
-    assert enough_rows(net, held, one) == reconstruct.ROWS
+    two = [drawn(2, 6)]
+    assert enough_rows(net, held, two) == reconstruct.ROWS
     work = 12 * 6 + 2 * 12 * 12
     monkeypatch.setattr(reconstruct, "WORK", 10 * work)
-    assert enough_rows(net, held, one) == 10
-    monkeypatch.setattr(reconstruct, "MEMORY", 3 * 12)
-    assert enough_rows(net, held, one) == 3
+    assert enough_rows(net, held, two) == 10
+    monkeypatch.setattr(reconstruct, "MEMORY", 3 * 12)  # a hidden layer of three rows
+    assert enough_rows(net, held, two) == 3
     monkeypatch.setattr(reconstruct, "MEMORY", 1)
-    assert enough_rows(net, held, one) == 1
+    assert enough_rows(net, held, two) == 1
     single, held = attached(perceptron(), piece=1)
     monkeypatch.undo()
-    assert enough_rows(single, held, one) == reconstruct.SINGLE_ROWS
+    assert enough_rows(single, held, two) == reconstruct.SINGLE_ROWS
