@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from dns_onnx import distributed, sources
+from dns_onnx.attach import DOES_NOT_RUN
 from dns_onnx.config import Config
 from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.exporter import Export, export_model
@@ -27,7 +28,7 @@ from dns_onnx.converters.reader import read_model
 from dns_onnx.cuts import Cut
 from dns_onnx.data import Dataset, all_labels, batches
 from dns_onnx.drawn import WEAK, sized
-from dns_onnx.errors import ConfigError, NotMain
+from dns_onnx.errors import ConfigError, DataError, NotMain
 from dns_onnx.journal import Note, Observer, silent
 from dns_onnx.prepare import (
     Prepared,
@@ -308,7 +309,14 @@ def masked_graph(
 
     @torch.no_grad()
     def compute(inputs: list[Array]) -> list[Any]:
-        found = graph(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs))
+        try:
+            found = graph(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs))
+        except DOES_NOT_RUN as error:
+            shapes = {n: list(x.shape) for n, x in zip(names, inputs, strict=True)}
+            raise DataError(
+                f"the imported graph does not run on inputs of shape {shapes}: "
+                f"{(str(error).splitlines() or [''])[0]}; give rows of real ones (--eval)"
+            ) from error
         values = found if isinstance(found, (tuple, list)) else [found]
         return [v.numpy() if isinstance(v, torch.Tensor) else v for v in values]
 

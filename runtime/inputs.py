@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ _DTYPES = {
 }  # fmt: skip
 # (all free axes, the last one): the sizes to try.
 _SIZES = ((1, 1), (8, 8), (1, 8), (64, 64), (1, 64), (1, 256), (1, 512), (1, 4096))
+_SIDES = tuple((side, side) for side in (64, 128, 224, 256, 320))  # before these, for images
 
 
 def random_inputs(
@@ -50,21 +52,32 @@ def random_inputs(
 def runnable_inputs(sess: ort.InferenceSession, rows: int = 1, seed: int = 0) -> dict[str, Array]:
     """Random inputs with the smallest free sizes of a few that the model runs on.
 
-    Sound wants hundreds of samples, an image net some pixels.  Where it runs on none of them, the
-    smallest come back, and the caller meets the error.
+    Sound wants hundreds of samples, an image net many pixels (it may run on one, but to no end);
+    sizes that leave an output nothing are taken only where all do.  Where it runs on none of them,
+    the smallest come back, and the caller meets the error.
     """
     quiet = ort.RunOptions()
     quiet.log_severity_level = 4
-    for free, last in _SIZES if not shapes_are_known(sess) else ():
+    runs: list[dict[str, Array]] = []
+    sides = any(len(i.shape) == 4 and len(_free(i.shape)) == 2 for i in sess.get_inputs())
+    sizes = (*(_SIDES if sides else ()), *_SIZES)
+    for free, last in sizes if not shapes_are_known(sess) else ():
         feeds = random_inputs(sess, rows, seed, free, last)
         try:
-            sess.run(None, feeds, quiet)
+            found = sess.run(None, feeds, quiet)
         except Exception:  # ONNX Runtime's exceptions share no base of their own
             continue
-        return feeds
-    return random_inputs(sess, rows, seed)
+        if all(np.size(y) for y in found):
+            return feeds
+        runs.append(feeds)
+    return runs[0] if runs else random_inputs(sess, rows, seed)
 
 
 def shapes_are_known(sess: ort.InferenceSession) -> bool:
     """Whether only the first axis of every input is free, so that random inputs are typical."""
-    return all(isinstance(d, int) and d > 0 for i in sess.get_inputs() for d in list(i.shape)[1:])
+    return not any(_free(i.shape) for i in sess.get_inputs())
+
+
+def _free(shape: Sequence[Any]) -> list[int]:
+    """The axes behind the first that have no size."""
+    return [i for i, d in enumerate(shape) if i and not (isinstance(d, int) and d > 0)]

@@ -58,7 +58,8 @@ def _scan(
     """Run one direction over the time steps: all hidden states, and the last states.
 
     x: [T, B, ...], the input's part of every gate.  states[0] is the hidden state [B, H].
-    lens: [B], how many steps each sample has; later outputs are zero.
+    lens: [B], how many steps each sample has; later outputs are zero, and so are the last states
+        of a sample without any (as in ONNX Runtime).
     """
     steps = x.shape[0]
     outputs: list[Tensor] = []
@@ -73,6 +74,9 @@ def _scan(
             outputs.append(torch.where(live, new[0], torch.zeros_like(new[0])))
     if backward:
         outputs.reverse()
+    if lens is not None:
+        some = (lens > 0).unsqueeze(-1)
+        states = tuple(torch.where(some, s, torch.zeros_like(s)) for s in states)
     return torch.stack(outputs), states
 
 

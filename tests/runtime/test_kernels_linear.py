@@ -85,6 +85,18 @@ def test_gemm_equals_twin_and_dense(
     close(layer.run(x, threads=2), got)
 
 
+@pytest.mark.parametrize("m", [16, 40])
+@pytest.mark.parametrize("n", [33, 192, 1500])
+def test_more_outputs_than_a_tile_has_columns(
+    n: int, m: int, make_layer: Make, make_pruned: Make, close: Make
+) -> None:
+    rng = np.random.default_rng(4)
+    layer = make_layer("CsrGemm", make_pruned(rng, (n, 64), 0.1), transB=1)
+    x = rng.standard_normal((m, 64)).astype(np.float32)
+    # after a few runs one task works on all outputs
+    close(layer.run(x, times=5), layer.run(x, sparse=False))
+
+
 @pytest.mark.parametrize(("columns", "pointers"), list(itertools.product(INDEX_TYPES, INDEX_TYPES)))
 def test_gemm_takes_every_index_type(
     columns: Any, pointers: Any, make_layer: Make, make_pruned: Make, close: Make

@@ -71,6 +71,10 @@ def _recurrent(gates: int, cell: Cell, since: int = 7) -> Maker:
         if gates == 3 and version >= 3:
             late = {**how, "linear_before_reset": 1}
             found.append(Case(operands, late, 2, held, _layer(_gru(True), states)))
+        if version >= 7:  # a sample without a step has no state, whatever it started from
+            begun = [floats(2, 2, _HIDDEN, seed=s) for s in (4, 5)][:states]
+            none = np.array([4, 0], np.int32)
+            found.append(Case([*operands[:-1], none, *begun], how, 1 + states, held))
         if gates == 4 and version >= 7:
             start = [floats(2, 2, _HIDDEN, seed=s) for s in (4, 5)]
             peep = floats(2, 3 * _HIDDEN, seed=6)
