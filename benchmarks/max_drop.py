@@ -21,7 +21,7 @@ from rich.console import Console
 from dns_onnx import compress, report
 from dns_onnx.config import Config, parse_config
 from dns_onnx.cuts import Cut
-from dns_onnx.journal import Progress
+from dns_onnx.journal import Note, Progress
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
 from dns_onnx.trials import Trial, smallest
@@ -82,14 +82,14 @@ def search(model: Path, mnist: Path, work: Path, config: Config) -> dict[str, An
     }  # fmt: skip
 
 
-def say(found: Progress | Cut | Probe | Reference | Trial) -> None:
+def say(found: Progress | Note | Cut | Probe | Reference | Trial) -> None:
     """Where the search is."""
-    if isinstance(found, Reference):
+    if isinstance(found, (Note, Reference)):
         console.print(found.said, markup=False)
     elif isinstance(found, Cut):
         console.print(f"cut: {found.ratio:.2f}x, held-out {wrong(found.metric)}: {found.held}")
     elif isinstance(found, Probe):
-        console.print(found.said, markup=False)
+        console.print(f"{found.said}; {found.solver}", markup=False)
     elif isinstance(found, Trial):
         at = "-" if found.metric is None else f"{100 * (1 - found.metric):.2f} %"
         verdict = "accepted" if found.accepted else "rolled back"
