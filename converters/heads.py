@@ -44,7 +44,7 @@ def heads(model: ModelProto, names: Sequence[str] = (), *, every: bool = False) 
 
     names: these values of the graph, whatever they are.  Otherwise the first float output, or with
     `every` all of them; and where a model has none (labels and maps only), the last value that a
-    Softmax reads.
+    Softmax reads, or an ArgMax that makes the output.
     Raises ConfigError.
     """
     producers = {o: node for node in model.graph.node for o in node.output}
@@ -61,6 +61,9 @@ def heads(model: ModelProto, names: Sequence[str] = (), *, every: bool = False) 
     softmax = [n for n in model.graph.node if n.op_type in _SOFT]
     if softmax:
         return [Head(softmax[-1].input[0], outputs[0], "classes", _axis(softmax[-1], model))]
+    numbers = [n for n in model.graph.node if n.op_type == "ArgMax" and n.output[0] in outputs]
+    if numbers:
+        return [_head(model, numbers[0].input[0], producers)]
     raise ConfigError(
         "train.output: the model has no float output to learn on; name a value of the graph, "
         f"such as {[n.output[0] for n in model.graph.node[-3:]]}"

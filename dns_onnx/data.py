@@ -261,17 +261,17 @@ def check_labels(labels: Array | None, classes: int, where: str) -> None:
         )
 
 
-def all_labels(data: Dataset) -> Array | None:
-    """The labels of every row [N]; None where the data have none.
+def all_labels(data: Dataset, name: str = LABELS) -> Array | None:
+    """The labels of every row [N], or another target of this name; None where the data have none.
 
     Only lazily read data are read for it.
     """
     if isinstance(data, Subset):
-        base = all_labels(data.base)
+        base = all_labels(data.base, name)
         return None if base is None else base[data.rows]
     if isinstance(data, ArrayDataset):
-        return data.targets.get(LABELS)
-    parts = [batch.labels for batch in batches(data, 256)]
+        return data.targets.get(name)
+    parts = [batch.targets.get(name) for batch in batches(data, 256)]
     return (
         np.concatenate([p for p in parts if p is not None])
         if all(p is not None for p in parts)

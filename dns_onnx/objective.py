@@ -17,7 +17,7 @@ from dns_onnx.attach import TrainingGraph, as_array, to_device
 from dns_onnx.config import Config
 from dns_onnx.converters.frontier import attachment_points
 from dns_onnx.converters.heads import Head, Kind, heads
-from dns_onnx.data import Batch, Dataset, all_labels, check_labels
+from dns_onnx.data import LABELS, Batch, Dataset, all_labels, check_labels
 from dns_onnx.entry import is_entry_point
 from dns_onnx.errors import ConfigError, DataError
 from dns_onnx.feed import is_fixed
@@ -171,8 +171,11 @@ class Objective:
                 )
             with torch.no_grad():
                 outputs = model(*inputs)
-            if targets and self.metric.name in ("accuracy",) and outputs[0].ndim > 1:
-                check_labels(all_labels(data), outputs[0].flatten(1).shape[1], f"{name} data")
+            classes = outputs[0].flatten(1).shape[1] if outputs[0].ndim > 1 else 1
+            numbers = classes > 1 and self.heads[0].kind != "probabilities"  # else yes or no each
+            if targets and self.metric.name == "accuracy" and numbers:
+                called = LABELS if LABELS in targets else self.heads[0].output
+                check_labels(all_labels(data, called), classes, f"{name} data")
             try:
                 self.metric.make().update(
                     self._read(model, first, device), self._wanted(first, device)
@@ -199,7 +202,7 @@ def prepare_objective(
     if not labelled and (share < 1 or config.train.loss in ("cross-entropy", "ctc")):
         raise DataError("training data: expected an array `labels`, got none; add one, or leave "
                         "train.loss and distill.weight alone: then the model teaches")  # fmt: skip
-    found = tuple(_heads(model, graph, config, labelled))
+    found = tuple(_heads(model, graph, config, sample.targets))
     names = _loss_names(config, graph, found, feeding, sample, device)
     if not all(n in ON_SCORES for n in names):
         found = tuple(replace(h, value=h.output, kind="values") for h in found)
@@ -230,11 +233,19 @@ def _is_open(config: Config) -> bool:
     return not config.has_thresholds and not told
 
 
-def _heads(model: ModelProto, graph: fx.GraphModule, config: Config, labelled: bool) -> list[Head]:
-    """The ends that were asked for; the first output for labels, all that can learn without."""
+def _heads(
+    model: ModelProto, graph: fx.GraphModule, config: Config, targets: Mapping[str, Array]
+) -> list[Head]:
+    """The ends that were asked for; the first output for labels, all that can learn without.
+
+    Of several outputs, an only target may name the one that it is for.
+    """
     given = config.train.outputs
-    if not given and not labelled:
+    if not given and not targets:
         given = attachment_points(graph)
+    elif not given and LABELS not in targets:
+        named = [o.name for o in model.graph.output if o.name in targets]
+        given = named if len(named) == 1 else given
     return heads(model, given)
 
 

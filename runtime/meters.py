@@ -60,6 +60,8 @@ def _class_numbers(labels: Array, output: Array, axis: int, ignore: int) -> Arra
     shape = flat.shape if made or flat.ndim == 1 else tuple(np.delete(flat.shape, axis))
     if single and labels.size == flat.size:
         labels = labels.reshape(shape)
+        if labels.dtype.kind == "f":  # yes and no as 1.0 and 0.0
+            labels = (labels > 0.5).astype(np.int64)
     if labels.dtype.kind not in "iub" or labels.shape != shape:
         wanted = ", ".join(["N", *map(str, shape[1:])])
         raise DataError(

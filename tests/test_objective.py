@@ -221,6 +221,30 @@ def test_classes_that_are_given_as_fractions_are_told(labels: np.ndarray, remedy
         assert "mse with labels" in objective(net(), Config(), labels=labels)[1].said
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([0, 1, 1, 0, 1, 0]), np.array([[0], [1], [1], [0], [1], [0]], np.float32)],
+    ids=["numbers", "a column"],
+)
+def test_a_single_score_learns_yes_and_no(labels: np.ndarray) -> None:
+    training, found, batch = objective(net("Sigmoid", classes=1), Config(), labels=labels)
+    data = ArrayDataset(input_specs(net(classes=1)), batch.inputs, labels, Config().preprocess, "")
+    found.refuse_bad_data(training, {"training": data}, CPU)
+    right = (found.score(training.eval(), [batch], CPU), found.metric.name)
+    said = training.read(*to_device(batch, CPU)[0])[0].detach().numpy() > 0.5
+    assert right == (np.mean(said == (labels.reshape(-1, 1) > 0)), "accuracy")
+
+
+def test_a_target_may_name_the_output_that_it_is_for() -> None:
+    training, found, batch = objective(net(extra=True), Config(), z=np.zeros((6, 4), np.float32))
+    assert [h.output for h in found.heads] == ["z"]
+    model, classes = net("Softmax"), {"y": np.array([0, 1, 2, 3, 0, 9])}
+    training, found, batch = objective(model, Config(), **classes)
+    data = ArrayDataset(input_specs(model), batch.inputs, classes, Config().preprocess, "d")
+    with pytest.raises(DataError, match=r"expected 0 to 3 \(the model has 4 classes\), got 9"):
+        found.refuse_bad_data(training, {"training": data}, CPU)
+
+
 def test_bad_data_are_told_before_training() -> None:
     model = net()
     _, found, _ = objective(model, Config(), **CLASSES)

@@ -52,7 +52,14 @@ def test_a_model_that_only_gives_labels() -> None:
     model = chain("Relu", "Softmax", "ArgMax")
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
     assert heads(model) == [Head("v1", "y", "classes", -1)]
-    plain = chain("Relu", "ArgMax")
+    plain = chain("Relu", "Shape")
     plain.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
     with pytest.raises(ConfigError, match="no float output to learn on"):
         heads(plain)
+
+
+def test_numbers_of_classes_lead_back_to_the_scores() -> None:
+    model = chain("Relu", "ArgMax")
+    model.graph.node[1].attribute.append(helper.make_attribute("axis", 1))
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    assert heads(model) == [Head("v1", "v1", "classes", 1)]
