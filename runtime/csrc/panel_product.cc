@@ -19,7 +19,6 @@ constexpr double kLeastShare = 0.75;     // of the threads' time that whole grou
 constexpr double kEntryCycles = 1.3, kRowCycles = 6.0;
 // reading maps as they lie: added where a vector crosses a cache line; less than a line at a time
 constexpr double kCrossing = 0.9, kNarrow = 1.25;
-constexpr int64_t kLineFloats = 16;
 constexpr double kMiddleBytesPerCycle = 24.0, kFarBytesPerCycle = 12.0;
 constexpr double kSumBytesPerCycle = 42.0;  // read and written
 
@@ -32,7 +31,7 @@ struct Blocking {
 
 // The share of vectors of `lanes` that cross a cache line, in maps of `size` floats.
 double crossing(int64_t size, int64_t lanes) {
-  const int64_t step = std::min(lanes, std::gcd(size, kLineFloats));  // of where maps begin
+  const int64_t step = std::min(lanes, std::gcd(size, int64_t{kLineFloats}));  // of where maps begin
   return static_cast<double>(lanes - step) / static_cast<double>(kLineFloats);
 }
 
@@ -44,7 +43,7 @@ Blocking blocking(const PanelWeights& weights, const Layout& layout, int64_t cha
   double load = layout.family->fma_cycles;
   if (layout.direct) {
     const int64_t lanes = layout.family->lanes;
-    if (lanes < kLineFloats) load *= kNarrow;
+    if (lanes < static_cast<int64_t>(kLineFloats)) load *= kNarrow;
     load *= 1.0 + kCrossing * crossing(layout.channel_floats, lanes);
   }
   // what exceeds the near cache is found there as often as it fits
@@ -139,21 +138,30 @@ size_t PanelProduct::panel_floats() const {
 struct PanelProduct::Task {
   const float* start;
   const Finish& finish;
+  Crowd* crowd = nullptr;  // that counts the tasks, if one does
 };
 
 void PanelProduct::run(Parallel& parallel, const Surface& surface, const float* start,
                        const Finish& finish, Scratch& scratch) const {
-  const Task task{start, finish};
-  const bool done = at_once() ? by_groups(parallel, surface, task, scratch)
-                              : by_phases(parallel, surface, task, scratch);
+  const Task task{start, finish, probed()};
+  const bool done = task.crowd == nullptr && at_once()
+                        ? by_groups(parallel, surface, task, scratch)
+                        : by_phases(parallel, surface, task, scratch);
   if (!done) throw Error("dns_onnx: out of memory; use a smaller batch");
 }
 
-// Whether whole groups keep all threads busy.  The host does not tell how many it has, so a few
-// runs count how many tasks are under way at the same time.
+// The host does not tell how many threads it has, so a few runs count how many tasks are under way
+// at the same time, where the answer matters.
+Crowd* PanelProduct::probed() const {
+  if (layout_.groups >= kManyGroups) return nullptr;
+  if (crowd_.runs.load(std::memory_order_relaxed) >= kProbes) return nullptr;
+  crowd_.runs.fetch_add(1, std::memory_order_relaxed);
+  return &crowd_;
+}
+
+// Whether whole groups keep all threads busy.
 bool PanelProduct::at_once() const {
   if (layout_.groups >= kManyGroups) return true;
-  if (crowd_.runs.fetch_add(1, std::memory_order_relaxed) < kProbes) return false;
   const int64_t threads = std::max(1, crowd_.most.load(std::memory_order_relaxed));
   const int64_t turns = ceil_div(layout_.groups, threads);
   return static_cast<double>(layout_.groups) >= kLeastShare * static_cast<double>(turns * threads);
@@ -163,36 +171,42 @@ bool PanelProduct::by_groups(Parallel& parallel, const Surface& surface, const T
                              Scratch& scratch) const {
   std::atomic<bool> failed{false};
   auto whole = [&](size_t group) {
-    const Crowd::Member member(crowd_);
     if (!group_at_once(static_cast<int64_t>(group), surface, task, scratch)) failed = true;
   };
   parallel.run(static_cast<size_t>(layout_.groups), whole);
   return !failed;
 }
 
-// Packs all panels, then shares out the rows.
+// Packs all panels, then shares out the rows.  Both go through the groups in order: a thread takes
+// its share of the loop from where its last one lay, and so meets what its own core has written.
 bool PanelProduct::by_phases(Parallel& parallel, const Surface& surface, const Task& task,
                              Scratch& scratch) const {
   const Scratch::Lease panels(scratch, panel_floats() * static_cast<size_t>(layout_.groups));
   if (panels.data() == nullptr) return false;
   std::atomic<bool> failed{false};
-  const int64_t step = ceil_div(channels_, kPackTasks);
+  // maps that are staged first are so for all groups at a time
+  const int64_t together = layout_.staging > 0 ? layout_.groups : 1;
+  const int64_t turns = ceil_div(layout_.groups, together);
+  const int64_t step = ceil_div(channels_, ceil_div(kPackTasks, turns));
+  const int64_t parts = ceil_div(channels_, step);
   auto pack = [&](size_t index) {
-    const Crowd::Member member(crowd_);
-    const int64_t first = static_cast<int64_t>(index) * step;
+    const Crowd::Member member(task.crowd);
+    const int64_t group = static_cast<int64_t>(index) / parts * together;
+    const int64_t first = static_cast<int64_t>(index) % parts * step;
     const Scratch::Lease staging(scratch, static_cast<size_t>(layout_.staging));
     if (staging.data() == nullptr) {
       failed = true;
       return;
     }
-    surface.pack(layout_, {0, layout_.groups, first, std::min(channels_, first + step),
-                           panels.data() + first * layout_.channel_floats,
+    float* const panel = panels.data() + static_cast<size_t>(group) * panel_floats();
+    surface.pack(layout_, {group, group + together, first, std::min(channels_, first + step),
+                           panel + first * layout_.channel_floats,
                            static_cast<int64_t>(panel_floats()), staging.data()});
   };
-  parallel.run(static_cast<size_t>(ceil_div(channels_, step)), pack);
+  parallel.run(static_cast<size_t>(turns * parts), pack);
   const int64_t chunks = ceil_div(rows_, chunk_);
   auto multiply = [&](size_t index) {
-    const Crowd::Member member(crowd_);
+    const Crowd::Member member(task.crowd);
     const int64_t group = static_cast<int64_t>(index) / chunks;
     const int64_t first = static_cast<int64_t>(index) % chunks * chunk_;
     const int64_t last = std::min(rows_, first + chunk_);
@@ -215,21 +229,22 @@ bool PanelProduct::by_phases(Parallel& parallel, const Surface& surface, const T
 // Returns false where memory runs out.
 bool PanelProduct::group_at_once(int64_t group, const Surface& surface, const Task& task,
                                  Scratch& scratch) const {
-  const Scratch::Lease panel(scratch, static_cast<size_t>(layout_.block * layout_.channel_floats));
-  const Scratch::Lease staging(scratch, static_cast<size_t>(layout_.staging));
   const int64_t parts = ceil_div(rows_ * layout_.sums() * 4, kMiddleBytes);
   const int64_t step = ceil_div(rows_, parts);
-  const Scratch::Lease sums(scratch, static_cast<size_t>(step * layout_.sums()));
-  if (panel.data() == nullptr || staging.data() == nullptr || sums.data() == nullptr) return false;
+  const size_t block = whole_lines(static_cast<size_t>(layout_.block * layout_.channel_floats));
+  const size_t staged = whole_lines(static_cast<size_t>(layout_.staging));
+  const Scratch::Lease memory(scratch, block + staged + static_cast<size_t>(step * layout_.sums()));
+  if (memory.data() == nullptr) return false;
+  float *const panel = memory.data(), *const staging = panel + block, *const sums = staging + staged;
   for (int64_t first = 0; first < rows_; first += step) {
     const int64_t last = std::min(rows_, first + step);
     for (int64_t b = 0; b < blocks_; ++b) {
       const int64_t channel = b * layout_.block;
       const int64_t end = std::min(channels_, channel + layout_.block);
-      surface.pack(layout_, {group, group + 1, channel, end, panel.data(), 0, staging.data()});
-      block_of_rows(b, first, last, panel.data(), sums.data(), task);
+      surface.pack(layout_, {group, group + 1, channel, end, panel, 0, staging});
+      block_of_rows(b, first, last, panel, sums, task);
     }
-    surface.unpack(layout_, group, first, last, sums.data(), task.finish);
+    surface.unpack(layout_, group, first, last, sums, task.finish);
   }
   return true;
 }

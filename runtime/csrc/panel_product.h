@@ -103,21 +103,25 @@ double choose_block(const PanelWeights& weights, Layout& layout);
 struct Crowd {
   std::atomic<int> runs{0}, now{0}, most{0};
 
+  // Counted unless the crowd is null.
   class Member {
    public:
-    explicit Member(Crowd& crowd) : crowd_(crowd) {
-      const int now = crowd_.now.fetch_add(1, std::memory_order_relaxed) + 1;
-      int most = crowd_.most.load(std::memory_order_relaxed);
+    explicit Member(Crowd* crowd) : crowd_(crowd) {
+      if (crowd_ == nullptr) return;
+      const int now = crowd_->now.fetch_add(1, std::memory_order_relaxed) + 1;
+      int most = crowd_->most.load(std::memory_order_relaxed);
       while (now > most &&
-             !crowd_.most.compare_exchange_weak(most, now, std::memory_order_relaxed)) {
+             !crowd_->most.compare_exchange_weak(most, now, std::memory_order_relaxed)) {
       }
     }
-    ~Member() { crowd_.now.fetch_sub(1, std::memory_order_relaxed); }
+    ~Member() {
+      if (crowd_ != nullptr) crowd_->now.fetch_sub(1, std::memory_order_relaxed);
+    }
     Member(const Member&) = delete;
     Member& operator=(const Member&) = delete;
 
    private:
-    Crowd& crowd_;
+    Crowd* crowd_;
   };
 };
 
@@ -137,6 +141,7 @@ class PanelProduct {
  private:
   struct Task;
   void sort_weights(const PanelWeights& weights);
+  Crowd* probed() const;
   bool at_once() const;
   bool by_groups(Parallel& parallel, const Surface& surface, const Task& task,
                  Scratch& scratch) const;
