@@ -93,6 +93,28 @@ def test_a_rise_of_the_error_beyond_the_allowed_is_a_problem(pruned: Path) -> No
     assert loose.ok
 
 
+@pytest.mark.parametrize("off", [0, 1], ids=["the order", "the file"])
+def test_what_rounding_selects_is_held_against_the_dense_form(small: Path, off: int) -> None:
+    """Scores that are nearly equal may come in another order; a wrong file stays wrong."""
+    from dns_onnx.runtime import session
+
+    model = onnx.load(small / "net.onnx")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2]), "two"))
+    model.graph.node.append(onnx.helper.make_node("TopK", ["y", "two"], ["best", "which"], axis=1))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("which", 7, ["n", 2]))
+    onnx.save(model, small / "net.onnx")
+    sess = session(small / "net.onnx", native=False)
+
+    def turned(inputs):
+        scores, which = sess.run(None, dict(inputs))
+        return [scores + off, which[:, ::-1]]
+
+    data = [({"x": np.load(small / "test.npz")["x"]}, None)]
+    found = check(small / "net.onnx", small / "net.onnx", data, reference=turned, seconds=0.05)
+    assert [o.equal for o in found.outputs] == [not off, True]
+    assert any("as in the dense form" in word for word in found.words)
+
+
 def test_integer_outputs_must_be_equal(small: Path) -> None:
     model = onnx.load(small / "net.onnx")
     model.graph.node.append(onnx.helper.make_node("ArgMax", ["y"], ["label"], axis=1, keepdims=0))
