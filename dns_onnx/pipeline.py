@@ -167,6 +167,8 @@ def compress(
          "settings": config.model_dump(mode="json")},
         Path(tensorboard) if tensorboard else None,
     )  # fmt: skip
+    for note in [*prepared.notes, *slow_halves(prepared.run)]:
+        tell(Note(note))
     run, config = prepared.run, prepared.run.config
     run.objective.refuse_bad_data(run.model, {"held-out": heldout, source: judged}, where)
     singly = run.model.feeding != model_feeding(trained)
@@ -205,13 +207,21 @@ def compress(
         max_drop=allowed(max_drop, reference, run.objective.metric, judged is heldout),
         seconds=bench_seconds,
     )  # fmt: skip
-    if weak:
-        found = replace(found, words=[weak, *found.words])
+    found = replace(found, words=[*([weak] if weak else []), *found.words, *prepared.notes])
     return Result(
         Path(model), out, config, str(where), started_at, outcome, layer_results(run, thresholds),
         prepared.spared, export, found, source, run.folder, run.objective.said,
         run.objective.metric, max_drop, run.fingerprint, trials, reference,
     )  # fmt: skip
+
+
+def slow_halves(run: Run) -> list[str]:
+    """A word on float16 weights where they are trained on a CPU."""
+    halves = any(w.weight.dtype == torch.float16 for w in run.weights.values())
+    if not halves or run.device.type != "cpu":
+        return []
+    return ["The model computes in float16, which takes a CPU many times as long as float32: prune "
+            "it on a CUDA device, or prune the float32 model that it was made from."]  # fmt: skip
 
 
 def allowed(

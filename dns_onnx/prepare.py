@@ -46,11 +46,13 @@ class Prepared:
     """A run that is ready to train, and the layers that it leaves alone.
 
     sparsity: of the layers that have a goal of their own, by the initializer name of the weight.
+    notes: what the settings asked for and could not have, in words.
     """
 
     run: Run
     spared: list[Spared]
     sparsity: dict[str, float]
+    notes: list[str]
 
 
 def prepare_run(
@@ -79,6 +81,9 @@ def prepare_run(
     unfit = {n for n, h in holders(graph).items() if not bool(h.weight.isfinite().all())}
     chosen, spared = _divided(found, weights, config, training.values, unfit)
     refuse_nothing(chosen, spared)
+    single = [x.weight for x in chosen if cut_singly(x, config)]
+    if len(single) == len(chosen):
+        grain_of(config.surgery.granularity, None, None, chosen[0].node)  # says that it needs axes
     surgery = Surgery([_operated(layer, weights, config) for layer in chosen], config.seed)
     biases = {layer.bias for layer in found if layer.bias}
     if config.train.shard and distributed.size() > 1:
@@ -94,7 +99,12 @@ def prepare_run(
         tensorboard,
     )  # fmt: skip
     settings = {x.weight: config.layer_settings(*_names(x)).sparsity for x in chosen}
-    return Prepared(run, spared, {k: v for k, v in settings.items() if v is not None})
+    some = [*single[:3], *[f"{len(single) - 3} more"] * (len(single) > 3)]
+    notes = [
+        f"Cut by single entries, for want of one axis of inputs and one of outputs for granularity "
+        f"{config.surgery.granularity}: {', '.join(some)}."
+    ] * bool(single)
+    return Prepared(run, spared, {k: v for k, v in settings.items() if v is not None}, notes)
 
 
 def refuse_nothing(chosen: Sequence[Layer], spared: Sequence[Spared]) -> None:
@@ -194,6 +204,17 @@ def _names(layer: Layer) -> tuple[str, ...]:
     return (layer.node, layer.weight, layer.bias or "")
 
 
+def cut_singly(layer: Layer, config: Config) -> bool:
+    """Whether a layer has no axes to group along, and nobody but the default asks it to.
+
+    Raises ConfigError for a granularity that does not exist.
+    """
+    named = config.layer_settings(*_names(layer)).granularity
+    grouped = not isinstance(grain_of(named, 0, 1, layer.node), Elements)
+    told = any(r.granularity is not None and r.matches(*_names(layer)) for r in config.layer)
+    return grouped and not told and (layer.out_axis is None or layer.in_axis is None)
+
+
 def _operated(layer: Layer, weights: Mapping[str, Masked], config: Config) -> LayerSurgery:
     """The layer with its first masks."""
     settings = config.layer_settings(*_names(layer))
@@ -203,7 +224,8 @@ def _operated(layer: Layer, weights: Mapping[str, Masked], config: Config) -> La
     if bias is not None and settings.prune_bias and bias.mask is None:
         bias.attach_mask(first_mask(bias, settings.bias_mask))
         tensors.append(bias)
-    grain = grain_of(settings.granularity, layer.out_axis, layer.in_axis, layer.node)
+    name = "element" if cut_singly(layer, config) else settings.granularity
+    grain = grain_of(name, layer.out_axis, layer.in_axis, layer.node)
     return LayerSurgery(layer.node, tensors, schedule_of(settings), grain)
 
 

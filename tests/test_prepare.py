@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from dns_onnx.config import Preprocess, parse_config
+from dns_onnx.converters.layers import Layer
 from dns_onnx.data import ArrayDataset
-from dns_onnx.prepare import automatic_shift, with_shift
+from dns_onnx.errors import ConfigError
+from dns_onnx.prepare import automatic_shift, cut_singly, with_shift
 from dns_onnx.preprocess import InputSpec
 
 CLASSES = np.arange(6) % 3
@@ -56,3 +58,24 @@ def test_a_shift_that_is_given_stays(shift: int) -> None:
     config = parse_config({"data": {"shift": shift}}, "test")
     assert with_shift(config, 1) == config
     assert config.data.pixels == shift
+
+
+def layer(axes: int | None, node: str = "fc") -> Layer:
+    return Layer(node, "Gemm", f"{node}.w", None, (4, 4), True, "", axes,
+                 None if axes is None else 1 - axes)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("granularity", "axes", "rule", "single"),
+    [("1x4", None, None, True), ("1x4", None, "1x4", False), ("element", None, None, False),
+     ("channel", 0, None, False)],
+    ids=["no axes", "no axes, but told", "single anyway", "axes"],
+)  # fmt: skip
+def test_what_has_no_axes_is_cut_by_single_entries(
+    granularity: str, axes: int | None, rule: str | None, single: bool
+) -> None:
+    rules = [{"match": "f*", "granularity": rule}] if rule else []
+    config = parse_config({"surgery": {"granularity": granularity}, "layer": rules}, "test")
+    assert cut_singly(layer(axes), config) == single
+    with pytest.raises(ConfigError, match="granularity: expected"):
+        cut_singly(layer(axes), parse_config({"surgery": {"granularity": "row"}}, "test"))
