@@ -7,6 +7,7 @@ cut on from there; a step that breaks the budget even so is taken back, and a sm
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,17 @@ class Cut:
     metric: float
     fitted: bool
     held: bool
+
+
+def untrained(cuts: Sequence[Cut]) -> list[list[Cut]]:
+    """What cuts alone came to: those that held unfitted, and all that held where some were fitted.
+
+    One of them at least; without cuts, where nothing held.
+    """
+    held = [cut for cut in cuts if cut.held]
+    plain = list(itertools.takewhile(lambda cut: not cut.fitted, held))
+    found = [plain] if plain else []
+    return ([*found, held] if len(held) > len(plain) else found) or [[]]
 
 
 @dataclass

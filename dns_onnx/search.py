@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dns_onnx import checkpoint, distributed
-from dns_onnx.cuts import Cut, Cutter
+from dns_onnx.cuts import Cut, Cutter, untrained
 from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
 from dns_onnx.journal import Note, Observer, Patience
@@ -110,9 +110,10 @@ class Search:
         self.config = found.applied(self.config)
         if found.teacher:
             run.objective = run.objective.sharing(found.teacher)
-        if budget and not self.trials:
-            cutter.repeat(found.cuts)
-            self._record(self._untrained(found))
+        if budget:
+            for cuts in untrained(found.cuts)[len(self.trials) :]:
+                cutter.repeat(cuts)
+                self._record(self._untrained(cuts))
         put_back(run, self.first)
         return found
 
@@ -123,10 +124,11 @@ class Search:
         run.model.train()
         return drop / 100 * answers if drop is not None and answers else None
 
-    def _untrained(self, found: Probe) -> Trial:
-        """The trial that was cut and not trained."""
-        plan = Plan(found.ratio, None)
-        run = self._run(plan, 0)
+    def _untrained(self, cuts: Sequence[Cut]) -> Trial:
+        """The trial that was cut so, and not trained."""
+        number, fitted = len(self.trials), any(cut.fitted for cut in cuts)
+        plan = Plan(cuts[-1].ratio if cuts else 1.0, None, fitted=fitted)
+        run = self._run(plan, number)
         run.config = run.config.model_copy(
             update={"train": run.config.train.model_copy(update={"iterations": 0})}
         )
@@ -135,9 +137,8 @@ class Search:
             _save(run, run.folder)
         metric = run.score(self.heldout)
         held = self.within_budget(metric)
-        fitted = any(cut.fitted for cut in found.cuts)
         note = f"cut{' and fitted' if fitted else ''}, not trained"
-        return self._trial(0, plan, run, metric, held, note)
+        return self._trial(number, plan, run, metric, held, note)
 
     @property
     def drop_allowed(self) -> float | None:

@@ -32,12 +32,15 @@ class Plan:
     """What to try next.
 
     ratio: the compression to reach.  parent: the trial to go on from, None for the original.
-    gentle: how often the learning rate is halved, and the iterations doubled.
+    gentle: how often the learning rate is halved, and the iterations doubled.  fitted: not
+    trained, but fitted layer by layer; what is cut by training begins beside it, from what is as
+    it was trained, and from here only where that fails.
     """
 
     ratio: float
     parent: int | None
     gentle: int = 0
+    fitted: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,22 +88,26 @@ def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf
         return Plan(last.ratio, last.parent, last.gentle + 1)
     if target.density is not None:
         return None if trials else Plan(1.0 / target.density, None)
-    if len(trials) >= target.trials:
+    trained = sum(t.iterations > 0 for t in trials)
+    if trained + (trained < len(trials)) >= target.trials:  # what was not trained counts as one
         return None
-    best = smallest(trials)
+    best, begun = smallest(trials), smallest([t for t in trials if not t.plan.fitted])
     low = best.plan.ratio if best else 1.0
-    parent = best.trial if best else None
+    parent = begun.trial if begun else None
     failed = [t.plan for t in trials if not t.accepted and t.plan.ratio > low]
     if not failed:
         if low * target.precision >= highest:
             return None
-        reached = [t.plan.ratio for t in trials if t.accepted]
+        reached = [t.plan.ratio for t in trials if t.accepted and t.iterations]
+        cut = [t.plan.ratio for t in trials if t.accepted and not t.iterations]
+        reached = ([max(cut)] if cut else []) + reached
         factor = next_growth(reached, target.growth) if reached else target.growth
         return Plan(min(low * factor, highest), parent)
     nearest = min(p.ratio for p in failed)
     parents = {p.parent for p in failed if p.ratio == nearest}
-    if parent not in parents and len(parents) == 1:
-        return Plan(nearest, parent)  # too far from where it began; from here it may hold
+    nearer = best.trial if best else None
+    if nearer not in parents and len(parents) == 1:
+        return Plan(nearest, nearer)  # too far from where it began; from here it may hold
     if nearest / low <= target.precision:
         return None
     return Plan(math.sqrt(low * nearest), parent)

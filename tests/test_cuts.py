@@ -11,7 +11,7 @@ import pytest
 
 from dns_onnx import compress
 from dns_onnx.config import parse_config
-from dns_onnx.cuts import FINE, FIRST, LARGEST, Cut, Cutter
+from dns_onnx.cuts import FINE, FIRST, LARGEST, Cut, Cutter, untrained
 from dns_onnx.pipeline import Result
 from dns_onnx.probe import PROBE, Probe
 from dns_onnx.trials import TRIALS
@@ -40,7 +40,8 @@ def run(folder: Path, drop: float, resume: bool = False, **target: object) -> tu
 def test_the_furthest_cut_that_held_is_the_first_trial(small: Path) -> None:
     result, cuts = run(small, drop=5.0)
     held = [c for c in cuts if c.held]
-    (trial,) = result.trials
+    *plain, trial = result.trials
+    assert [t.note for t in plain] == ["cut, not trained"] * (len(untrained(cuts)) - 1)
     assert trial.metric == held[-1].metric
     assert trial.ratio == pytest.approx(held[-1].ratio, rel=0.02)
     assert trial.note == "cut and fitted, not trained"
@@ -90,18 +91,40 @@ def test_fitting_reaches_further(small: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.rmtree(small / "out.run")
     monkeypatch.setattr(Cutter, "fit", lambda self: None)
     bare, _ = run(small, drop=5.0)
-    assert fitted.trials[0].ratio > 1.05 * bare.trials[0].ratio
+    assert fitted.trials[-1].ratio > 1.05 * bare.trials[-1].ratio
 
 
-def test_a_search_that_died_before_its_first_trial_cuts_the_same_again(small: Path) -> None:
+@pytest.mark.parametrize("finished", [0, 1])
+def test_a_search_that_died_among_its_cuts_makes_the_same_again(small: Path, finished: int) -> None:
     before, _ = run(small, drop=5.0)
     whole = (small / "out.onnx").read_bytes()
-    (small / "out.run" / TRIALS).unlink()
-    shutil.rmtree(small / "out.run" / "trial-000")
+    log = small / "out.run" / TRIALS
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:finished]))
+    for number in range(finished, len(before.trials)):
+        shutil.rmtree(small / "out.run" / f"trial-{number:03d}")
     after, cuts = run(small, drop=5.0, resume=True)
     assert cuts == []  # they stand in probe.json
     assert after.trials == before.trials
     assert (small / "out.onnx").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("cuts", "lengths"),
+    [
+        ("", [0]),
+        ("-", [0]),
+        ("cc", [2]),
+        ("c-c", [2]),
+        ("ccF", [2, 3]),
+        ("F", [1]),
+        ("c-Fc", [1, 3]),
+    ],
+)
+def test_what_held_unfitted_is_a_trial_beside_what_was_fitted(
+    cuts: str, lengths: list[int]
+) -> None:
+    made = [Cut(2.0 + i, 0.5, c in "F-", c != "-") for i, c in enumerate(cuts)]
+    assert [len(found) for found in untrained(made)] == lengths
 
 
 def test_the_cuts_stand_in_the_run_folder(small: Path) -> None:

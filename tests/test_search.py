@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,19 @@ def test_any_limit_is_found_to_the_precision(limit: float) -> None:
     tried = told(limit, Target(trials=99, precision=1.02))
     accepted = max([r for r in tried if r <= limit], default=1.0)
     assert limit / accepted <= 1.02
+
+
+def test_training_begins_beside_what_was_fitted_and_from_there_where_that_fails() -> None:
+    target = Target(trials=9, growth=4)
+    cut = replace(trial(0, 4, True), iterations=0)
+    fitted = replace(trial(1, 16, True), plan=Plan(16, None, fitted=True), iterations=0)
+    assert next_plan([cut, fitted], target) == Plan(64, 0)
+    failed = [cut, fitted, trial(2, 64, False, parent=0)]
+    assert next_plan(failed, target) == Plan(64, 1)
+    assert next_plan([*failed, trial(3, 64, False, parent=1)], target) == Plan(32, 0)
+    assert next_plan([*failed, trial(3, 64, True, parent=1)], target) == Plan(256, 3)
+    assert next_plan([*failed], Target(trials=2)) is None  # what was fitted does not count
+    assert next_plan([fitted], target) == Plan(64, None)
 
 
 def test_what_failed_from_far_is_tried_again_from_near() -> None:
