@@ -36,9 +36,9 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 def keep_cores(options: Any, threads: int) -> None:
     """Gives each thread of an ONNX Runtime session a core, the calling thread among them.
 
-    DeepSparse does so by itself.  Where other programs keep the cores from being idle, the
-    scheduler wakes two threads on one core and leaves them there, to take turns, for longer than a
-    contender's turn lasts.  options: a session's.
+    Where other programs keep the cores from being idle, the scheduler wakes two threads on one core
+    and leaves them there, to take turns, for longer than a contender's turn lasts.
+    options: a session's.
     """
     if not CORES:
         return
@@ -76,6 +76,7 @@ def openvino_runner(path: str, x: Array, threads: int) -> Run:
 
 
 def deepsparse_runner(path: str, x: Array, threads: int) -> Run:
+    os.environ["NM_BIND_THREADS_TO_CORES"] = "1"  # as keep_cores() does
     from deepsparse import Engine
 
     engine = Engine(model=path, batch_size=x.shape[0], num_cores=threads)

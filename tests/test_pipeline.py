@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,7 +21,8 @@ from onnx import numpy_helper
 from dns_onnx import compress
 from dns_onnx.config import Config, parse_config
 from dns_onnx.errors import CheckpointError, ConfigError, DataError, TrainingError
-from dns_onnx.pipeline import Result
+from dns_onnx.masks import Masked
+from dns_onnx.pipeline import Result, slow_halves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,6 +165,16 @@ def test_a_missing_folder_is_told_before_training(small: Path) -> None:
 def test_a_folder_that_cannot_be_written_to_is_told_before_training(small: Path) -> None:
     with pytest.raises(ConfigError, match="expected a folder that can be written to"):
         run(small, "/proc/out.onnx")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "told"),
+    [(torch.float16, "cpu", True), (torch.float32, "cpu", False), (torch.float16, "cuda", False)],
+)
+def test_halves_on_a_cpu_are_told_to_be_slow(dtype: torch.dtype, device: str, told: bool) -> None:
+    weights = {"w": Masked("w", torch.zeros(2, dtype=dtype))}
+    run = SimpleNamespace(weights=weights, device=torch.device(device))
+    assert bool(slow_halves(run)) == told  # type: ignore[arg-type]
 
 
 def test_few_rows_make_a_small_batch(small: Path) -> None:
