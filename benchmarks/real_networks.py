@@ -140,7 +140,8 @@ def row_of(name: str, seed: int, result: Result, work: Path) -> dict[str, Any]:
         "untrained": probe["ratio"], "solver": probe["solver"],
         "beside": best.settings["distill"]["weight"], "heldout_drop": best.drop,
         "csr_bytes": check.sizes.file, "original_bytes": check.sizes.original,
-        "ok": check.ok, "trials": len(result.trials), "iterations": NETS[name].iterations,
+        "ok": check.ok, "iterations": NETS[name].iterations,
+        "trials": sum(t.iterations > 0 for t in result.trials),
         "batch": NETS[name].batch, "seconds": sum(t.seconds for t in result.trials),
         "front": [[t.ratio, t.drop, t.accepted] for t in result.trials],
     }  # fmt: skip
@@ -149,7 +150,7 @@ def row_of(name: str, seed: int, result: Result, work: Path) -> dict[str, Any]:
 def finished(work: Path) -> list[dict[str, Any]]:
     """All rows there are, by net, then by seed."""
     rows = [json.loads(p.read_text("utf-8")) for name in NETS for p in work.glob(f"{name}-*.json")]
-    return sorted(rows, key=lambda r: (list(NETS).index(r["net"]), r["trials"] > 1, r["seed"]))
+    return sorted(rows, key=lambda r: (list(NETS).index(r["net"]), r["trials"] > 0, r["seed"]))
 
 
 def say_progress(progress: Progress) -> None:
@@ -184,8 +185,8 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
               "seconds"]  # fmt: skip
     lines = []
     found = list(rows)
-    for name, trained in dict.fromkeys((r["net"], r["trials"] > 1) for r in found):
-        of = [r for r in found if (r["net"], r["trials"] > 1) == (name, trained)]
+    for name, trained in dict.fromkeys((r["net"], r["trials"] > 0) for r in found):
+        of = [r for r in found if (r["net"], r["trials"] > 0) == (name, trained)]
         one = of[0]
         lines.append([
             name, NETS[name].teaches, str(len(of)),
@@ -198,7 +199,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             span([r["heldout_drop"] for r in of], "+.2f"),
             f"{one['original_bytes']:,}", span([r["csr_bytes"] for r in of], ",.0f"),
             ", ".join(dict.fromkeys(told(r) for r in of)) if trained else "none",
-            f"{one['batch']} x {one['iterations']} x {span([r['trials'] - 1 for r in of], '.0f')}"
+            f"{one['batch']} x {one['iterations']} x {span([r['trials'] for r in of], '.0f')}"
             if trained else "none",
             span([r["seconds"] for r in of], ".0f"),
         ])  # fmt: skip

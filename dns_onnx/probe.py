@@ -43,7 +43,7 @@ PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 0.05, 40, 200  # iterations of a probe, o
 SHORT = 5  # but never more than a fifth of them
 PROBE_ROWS = 1024  # held-out rows that judge it
 FEW_ANSWERS = 5  # that a budget may be before chance decides more than the search
-BEYOND = 1.5  # times what cuts alone reach: what short trainings have to mend
+BEYOND = 1.5  # times what cuts alone reach, at most: what short trainings have to mend
 LEAST_GROWTH = 1.2  # of the compression, from one trial to the next
 
 TRIAL_ITERATIONS, LEAST_ITERATIONS = 8000, 250  # where the settings do not say, within these:
@@ -160,7 +160,8 @@ class Prober:
         losses: dict[str, float] = {}
         seconds, teacher = 0.0, None
         if not given or timed:
-            beyond = min(BEYOND * ratio, self.highest)
+            step = min(next_growth([ratio], config.target.growth), BEYOND)
+            beyond = min(step * ratio, self.highest)
             if asked is not None:
                 beyond = math.sqrt(asked)
             plain = self.run.objective
