@@ -55,20 +55,17 @@ def untrained(cuts: Sequence[Cut]) -> list[list[Cut]]:
 class Cutter:
     """Cuts a run's model without training it.
 
-    run: holds the original.  data: teaching rows.  goals: by density.  doing: called with what is
-    being done.
+    run: holds the original.  data: teaching rows.  goals: by density.  original: its weights and
+    masks, as `taken`.  doing: called with what is being done.
     """
 
     run: Run
     data: Dataset
     goals: Callable[[float], list[Goal]]
+    original: dict[str, Tensor]
     doing: Callable[[str], None] = lambda said: None
-    original: dict[str, Tensor] = field(init=False)
     _fisher: dict[str, Tensor] | None = field(init=False, default=None)
     _fit: Reconstruction | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self.original = taken(self.run)
 
     def restore(self) -> None:
         """Put the original back."""
@@ -135,10 +132,8 @@ class Cutter:
                     self.fit()
 
     def _curvature(self) -> dict[str, Tensor]:
-        """F_l of each layer of the original."""
+        """F_l of each layer of the original, which is what the first cut begins from."""
         run, has_labels = self.run, self.run.objective.has_labels
-        now = taken(run)
-        self.restore()
         surgery = self._surgery(1.0, READINGS * DRAWN_EVERY)
         feed = Feed(self.data, run.config, run.device)
         torch.manual_seed(run.config.seed)
@@ -153,7 +148,6 @@ class Cutter:
             )
             surgery.listen(i * DRAWN_EVERY)
         run.optimizer.torch.zero_grad()
-        put_back(run, now)
         return surgery.fisher
 
     def _reconstruction(self) -> Reconstruction:

@@ -99,7 +99,7 @@ class Search:
         budget = self.target.density is None
         cutter = Cutter(
             run, self.data, lambda density: goals(list(run.surgery), self.sparsity, density),
-            Patience(tell),
+            self.first, Patience(tell),
         )  # fmt: skip
         prober = Prober(
             cutter, self.heldout, self.within_budget if budget else None, self.highest,

@@ -58,9 +58,6 @@ def test_steps_grow_until_the_budget_breaks_and_shrink_from_there() -> None:
     class Still(Cutter):
         """Keeps no model: a ratio is within the budget up to 30, fitted or not."""
 
-        def __post_init__(self) -> None:
-            self.original = {}
-
         def restore(self) -> None: ...
         def fit(self) -> None: ...
         def cut(self, ratio: float) -> None:
@@ -70,7 +67,7 @@ def test_steps_grow_until_the_budget_breaks_and_shrink_from_there() -> None:
         patch.setattr("dns_onnx.cuts.taken", lambda run: {})
         patch.setattr("dns_onnx.cuts.put_back", lambda run, state: None)
         told: list[Cut] = []
-        cutter = Still(None, None, None)  # type: ignore[arg-type]
+        cutter = Still(None, None, None, {})  # type: ignore[arg-type]
         cuts = cutter.furthest(lambda: made[-1], lambda ratio: ratio <= 30, 1000.0, told.append)
     assert cuts == told
     ratios = [c.ratio for c in cuts]
