@@ -211,8 +211,9 @@ class Target(_Strict):
     curvature: whose curvature, in training, says what cutting an entry costs: the mean over its
         layer, or the entry's own.
     trials: at most so many; iterations are those of one trial.  growth: factor on the compression
-        from trial to trial while all goes well.  precision: the search ends when it knows the
-        highest compression within the budget to this factor.
+        from trial to trial while all goes well.  precision: to this factor the search finds the
+        highest compression within the budget.  longer: how often it then doubles the iterations of
+        a trial, and goes on from what it found.
     """
 
     compression: float | None = Field(None, gt=1)
@@ -224,6 +225,7 @@ class Target(_Strict):
     trials: int = Field(16, ge=1)
     growth: float = Field(4.0, gt=1)
     precision: float = Field(1.1, gt=1)
+    longer: int = Field(1, ge=0)
 
     @model_validator(mode="after")
     def _one_goal(self) -> Target:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,15 @@ class Plan:
     """What to try next.
 
     ratio: the compression to reach.  parent: the trial to go on from, None for the original.
-    gentle: how often the learning rate is halved, and the iterations doubled.  fitted: not
-    trained, but fitted layer by layer; what is cut by training begins beside it, from what is as
-    it was trained, and from here only where that fails.
+    gentle: how often the learning rate is halved, and the iterations doubled.  longer: how often
+    the iterations alone are.  fitted: not trained, but fitted layer by layer; what is cut by
+    training begins beside it, from what is as it was trained, and from here only where that fails.
     """
 
     ratio: float
     parent: int | None
     gentle: int = 0
+    longer: int = 0
     fitted: bool = False
 
 
@@ -85,7 +86,7 @@ def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf
     """
     if trials and trials[-1].metric is None and trials[-1].plan.gentle < GENTLER:
         last = trials[-1].plan
-        return Plan(last.ratio, last.parent, last.gentle + 1)
+        return replace(last, gentle=last.gentle + 1)
     if target.density is not None:
         return None if trials else Plan(1.0 / target.density, None)
     trained = sum(t.iterations > 0 for t in trials)
@@ -94,7 +95,11 @@ def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf
     best, begun = smallest(trials), smallest([t for t in trials if not t.plan.fitted])
     low = best.plan.ratio if best else 1.0
     parent = begun.trial if begun else None
-    failed = [t.plan for t in trials if not t.accepted and t.plan.ratio > low]
+    longer = max((t.plan.longer for t in trials), default=0)
+    failed = [
+        t.plan for t in trials
+        if not t.accepted and t.plan.ratio > low and t.plan.longer == longer
+    ]  # fmt: skip
     if not failed:
         if low * target.precision >= highest:
             return None
@@ -102,15 +107,18 @@ def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf
         cut = [t.plan.ratio for t in trials if t.accepted and not t.iterations]
         reached = ([max(cut)] if cut else []) + reached
         factor = next_growth(reached, target.growth) if reached else target.growth
-        return Plan(min(low * factor, highest), parent)
+        return Plan(min(low * factor, highest), parent, longer=longer)
     nearest = min(p.ratio for p in failed)
     parents = {p.parent for p in failed if p.ratio == nearest}
     nearer = best.trial if best else None
     if nearer not in parents and len(parents) == 1:
-        return Plan(nearest, nearer)  # too far from where it began; from here it may hold
-    if nearest / low <= target.precision:
-        return None
-    return Plan(math.sqrt(low * nearest), parent)
+        # too far from where it began; from here it may hold
+        return Plan(nearest, nearer, longer=longer)
+    if nearest / low > target.precision:
+        return Plan(math.sqrt(low * nearest), parent, longer=longer)
+    if longer < target.longer:
+        return Plan(nearest, parent, longer=longer + 1)
+    return None
 
 
 def smallest(trials: Sequence[Trial]) -> Trial | None:
@@ -149,14 +157,15 @@ def target_of(trial: Trial) -> Target:
 def trial_config(config: Config, plan: Plan, number: int) -> Config:
     """The settings of one trial: draws of its own, and defaults that suit a trial."""
     gentler = 2**plan.gentle
-    iterations = config.train.iterations * gentler
+    times = gentler * 2**plan.longer
+    iterations = config.train.iterations * times
     surgery = config.surgery
     stop = int(SURGERY_SHARE * iterations)
     if surgery.iter_stop is not None:
-        stop = min(surgery.iter_stop * gentler, iterations)
+        stop = min(surgery.iter_stop * times, iterations)
     ramp = int(RAMP_SHARE * stop)
     if surgery.ramp_iters is not None:
-        ramp = min(surgery.ramp_iters * gentler, stop)
+        ramp = min(surgery.ramp_iters * times, stop)
     tail = iterations - stop
     solver = {"lr": config.solver.lr / gentler}
     if "tail" not in config.solver.model_fields_set:

@@ -97,7 +97,29 @@ def test_what_failed_from_far_is_tried_again_from_near() -> None:
     trials.append(trial(3, 36, False, parent=2))
     assert next_plan(trials, Target()) == Plan(pytest.approx((18 * 36) ** 0.5), 2)
     trials.append(trial(4, 35, True, parent=2))
-    assert next_plan(trials, Target()) is None  # failed from two places: that is the limit
+    # failed from two places: that is the limit
+    assert next_plan(trials, Target(longer=0)) is None
+
+
+def test_the_limit_is_tried_again_with_twice_the_iterations() -> None:
+    trials = [trial(0, 16, True), trial(1, 17, False, parent=0), trial(2, 40, False, parent=0)]
+    longer = next_plan(trials, Target())
+    assert longer == Plan(17, 0, longer=1)
+    failed = [*trials, replace(trial(3, 17, False), plan=longer)]
+    assert next_plan(failed, Target()) is None
+    assert next_plan(failed, Target(longer=2)) == Plan(17, 0, longer=2)
+    diverged = [*trials, replace(trial(3, 17, False, None), plan=longer)]
+    assert next_plan(diverged, Target()) == Plan(17, 0, gentle=1, longer=1)
+
+
+def test_what_training_longer_gains_is_followed_in_small_steps() -> None:
+    trials = [trial(0, 16, True), trial(1, 17, False, parent=0), trial(2, 40, False, parent=0)]
+    trials.append(replace(trial(3, 17, True), plan=Plan(17, 0, longer=1)))
+    beyond = next_plan(trials, Target())
+    assert beyond is not None
+    assert beyond == Plan(pytest.approx(17 * 1.2), 3, longer=1)
+    trials.append(replace(trial(4, 20.4, False), plan=beyond))
+    assert next_plan(trials, Target()) == Plan(pytest.approx(17 * 1.2**0.5), 3, longer=1)
 
 
 def test_no_layer_is_asked_to_keep_less_than_it_may() -> None:
@@ -319,6 +341,15 @@ def test_the_masks_of_a_trial_freeze_after_most_of_it_by_default() -> None:
     told = trial_config(settings(train={"iterations": 8000}), Plan(4.0, None), 0)
     assert (told.train.iterations, told.solver.tail) == (8000, 2400)
     assert descent(told) == Descent(5600, 4760, 1e-4, 1.0)
+
+
+def test_a_longer_trial_has_more_of_everything_but_the_learning_rate() -> None:
+    given = settings(train={"iterations": 100}, surgery={"iter_stop": 80, "ramp_iters": 60})
+    told = trial_config(given, Plan(4.0, None, gentle=1, longer=2), 0)
+    assert told.train.iterations == 800
+    assert descent(told) == replace(descent(trial_config(given, Plan(4.0, None), 0)),
+                                    iter_stop=640, ramp_iters=480)  # fmt: skip
+    assert told.solver.lr == pytest.approx(given.solver.lr / 2)
 
 
 def test_a_search_over_convolutions_whose_weights_lie_channels_last(small: Path) -> None:
