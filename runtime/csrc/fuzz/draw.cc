@@ -126,6 +126,16 @@ void Draw::damage(Arrays& a) {
   }
 }
 
+void in_session(Draw& draw, const std::function<void(Parallel&)>& run) {
+  const std::unique_ptr<Parallel> loop = draw.loop();
+  for (int64_t runs = draw.one_in(2) ? 1 : 5; runs > 0; --runs) run(*loop);
+  if (!draw.one_in(16)) return;
+  const std::unique_ptr<Parallel> other = draw.loop();
+  std::thread second([&] { run(*other); });
+  run(*loop);
+  second.join();
+}
+
 double activated(const Activation& activation, double v) {
   if (v < 0) v *= activation.slope;
   return std::min<double>(std::max<double>(v, activation.low), activation.high);

@@ -1,6 +1,7 @@
 // What the fuzzer draws: numbers, and sparse layers whose arrays may be damaged.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -42,6 +43,12 @@ class Draw {
  private:
   std::mt19937_64 random_;
 };
+
+// Runs a layer as a session does: once, or until it knows the host's threads; now and then twice at
+// the same time.
+void in_session(Draw& draw, const std::function<void(Parallel&)>& run);
+
+constexpr float kUnwritten = -99.0F;  // what outputs hold before a run
 
 double activated(const Activation& activation, double v);
 

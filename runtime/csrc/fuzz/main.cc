@@ -14,13 +14,15 @@ int main(int count, char** arguments) {
     const char* name;
     void (*run)(fuzz::Draw&);
     long right = 0, refused = 0;
-  } targets[] = {{"layers", fuzz::layer}, {"MaxPool", fuzz::max_pool},
+  } targets[] = {{"products", fuzz::sparse_product},
+                 {"convolutions", fuzz::convolution},
+                 {"MaxPool", fuzz::max_pool},
                  {"CsrConvConcat", fuzz::conv_concat}};
   const long rounds = count > 1 ? std::atol(arguments[1]) : 10000;
   const long seed = count > 2 ? std::atol(arguments[2]) : 1;
   fuzz::Draw draw(static_cast<uint64_t>(seed));
   for (long i = 0; i < rounds; ++i) {
-    Target& target = targets[draw.one_in(2) ? 0 : 1 + draw.below(2)];
+    Target& target = targets[draw.below(4)];
     try {
       target.run(draw);
       target.right += 1;

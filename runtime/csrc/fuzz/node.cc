@@ -1,3 +1,4 @@
+#include "draw.h"
 #include "node.h"
 
 #include <algorithm>
@@ -75,7 +76,7 @@ abi::Api make_api() {
     const int64_t count = product("fuzz", dims, rank);
     if (count > kMostOutputs) return refuse("out of memory");
     output = Held::of(std::vector<int64_t>(dims, dims + rank),
-                      std::vector<float>(static_cast<size_t>(count), -99.0F));
+                      std::vector<float>(static_cast<size_t>(count), kUnwritten));
     *out = reinterpret_cast<abi::Value*>(&output);
     return nullptr;
   };

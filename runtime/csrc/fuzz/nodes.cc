@@ -14,11 +14,16 @@ namespace {
 constexpr int64_t kMostInputs = 1 << 16;
 constexpr size_t kOperands = 8;  // of a branch
 
-void run(const Kernel& kernel, FakeNode& node, Draw& draw) {
-  const std::unique_ptr<Parallel> parallel = draw.loop();
-  node.parallel = parallel.get();
-  Run now(node.api(), node.context());
-  for (int64_t runs = draw.one_in(4) ? 5 : 1; runs > 0; --runs) kernel.compute(now);
+// check: of a node that has run.
+void run(Draw& draw, const Kernel& kernel, const FakeNode& node,
+         const std::function<void(const FakeNode&)>& check) {
+  in_session(draw, [&](Parallel& parallel) {
+    FakeNode own = node;
+    own.parallel = &parallel;
+    Run now(own.api(), own.context());
+    kernel.compute(now);
+    check(own);
+  });
 }
 
 // Now and then an attribute is damaged, or left out.
@@ -86,19 +91,30 @@ void check_pool(const FakeNode& node) {
   }
 }
 
+Held pool_input(Draw& draw) {
+  std::vector<int64_t> dims = {draw.below(3), draw.below(draw.one_in(8) ? 40 : 6)};
+  while (dims.size() < 4) dims.push_back(draw.below(draw.one_in(8) ? 60 : 14));
+  if (draw.one_in(16)) dims.pop_back();
+  std::vector<float> x = draw.floats(product("fuzz", dims.data(), dims.size()));
+  if (!x.empty()) {
+    const float endless = std::numeric_limits<float>::infinity();
+    float& odd = x[static_cast<size_t>(draw.below(static_cast<int64_t>(x.size())))];
+    if (draw.one_in(8)) odd = draw.one_in(2) ? endless : -endless;
+  }
+  return Held::of(std::move(dims), std::move(x));
+}
+
 // One branch's operands and attributes; all branches have kernels of their own, and give maps of
 // one size unless something is damaged.
-void add_branch(Draw& draw, FakeNode& node, const std::vector<int64_t>& x,
-                const std::vector<int64_t>& strides) {
-  const int64_t group = draw.one_in(3) && x[1] % 2 == 0 ? 2 : 1;
+void add_branch(Draw& draw, FakeNode& node, int64_t channels, const std::vector<int64_t>& strides) {
+  const int64_t group = draw.one_in(3) && channels % 2 == 0 ? 2 : 1;
   const int64_t kernel = 1 + 2 * draw.below(2), dilation = 1 + draw.below(2);
-  Arrays arrays =
-      draw.arrays({group * (1 + draw.below(9)), std::max<int64_t>(1, x[1] / group), kernel, kernel});
+  const int64_t filters = group * (1 + draw.below(draw.one_in(8) ? 60 : 9));
+  Arrays arrays = draw.arrays({filters, std::max<int64_t>(1, channels / group), kernel, kernel});
   const int64_t rows = arrays.shape[0];
   if (draw.one_in(8)) draw.damage(arrays);
   const auto nnz = static_cast<int64_t>(arrays.values.size());
   std::vector<Held> operands(kOperands);
-  operands[0] = Held::of(x, draw.floats(product("fuzz", x.data(), x.size())));
   operands[1] = Held::of({nnz}, std::move(arrays.values));
   operands[2] = Held::of(std::move(arrays.columns));
   if (!arrays.gaps) operands[3] = Held::of(std::move(arrays.row_ptr));
@@ -110,6 +126,15 @@ void add_branch(Draw& draw, FakeNode& node, const std::vector<int64_t>& x,
   for (const int64_t stride : strides) node.lists["strides"].push_back(stride);
   node.lists["dilations"].insert(node.lists["dilations"].end(), 2, dilation);
   node.lists["pads"].insert(node.lists["pads"].end(), 4, kernel / 2 * dilation);
+}
+
+// Maps of one size for all branches.
+void feed(Draw& draw, FakeNode& node, int64_t channels) {
+  std::vector<int64_t> x = {draw.below(3), channels};
+  while (x.size() < 4) x.push_back(draw.below(draw.one_in(8) ? 40 : 16));
+  for (size_t i = 0; i < node.inputs.size(); i += kOperands) {
+    node.inputs[i] = Held::of(x, draw.floats(product("fuzz", x.data(), x.size())));
+  }
 }
 
 // Each branch alone gives the same maps, one behind the other.
@@ -168,19 +193,12 @@ void max_pool(Draw& draw) {
   }
   node.integers["ceil_mode"] = draw.below(2);
   damage(draw, node);
-  std::vector<int64_t> dims = {draw.below(3), draw.below(6)};
-  while (dims.size() < 4) dims.push_back(draw.below(draw.one_in(8) ? 60 : 14));
-  if (draw.one_in(16)) dims.pop_back();
-  std::vector<float> x = draw.floats(product("fuzz", dims.data(), dims.size()));
-  if (!x.empty()) {
-    const float endless = std::numeric_limits<float>::infinity();
-    float& odd = x[static_cast<size_t>(draw.below(static_cast<int64_t>(x.size())))];
-    if (draw.one_in(8)) odd = draw.one_in(2) ? endless : -endless;
-  }
-  node.inputs.push_back(Held::of(std::move(dims), std::move(x)));
   const std::unique_ptr<Kernel> kernel = make_max_pool(node.api(), node.info());
-  run(*kernel, node, draw);
-  check_pool(node);
+  node.inputs.resize(1);
+  for (int64_t times = 1 + draw.below(3); times > 0; --times) {
+    node.inputs[0] = pool_input(draw);
+    run(draw, *kernel, node, check_pool);
+  }
 }
 
 void conv_concat(Draw& draw) {
@@ -188,16 +206,19 @@ void conv_concat(Draw& draw) {
   const Activation activation = draw.activation();
   node.numbers = {
       {"low", activation.low}, {"high", activation.high}, {"slope", activation.slope}};
-  std::vector<int64_t> x = {draw.below(3), 1 + draw.below(20)};
-  while (x.size() < 4) x.push_back(draw.below(draw.one_in(8) ? 40 : 16));
+  const int64_t channels = 1 + draw.below(20);
   const std::vector<int64_t> strides = {1 + draw.below(2), 1 + draw.below(2)};
   const int64_t count = draw.one_in(16) ? draw.below(7) : 1 + draw.below(4);
-  for (int64_t i = 0; i < count; ++i) add_branch(draw, node, x, strides);
+  for (int64_t i = 0; i < count; ++i) add_branch(draw, node, channels, strides);
   node.integers["branches"] = draw.one_in(16) ? draw.below(7) : count;
   if (count > 0) damage(draw, node);
   const std::unique_ptr<Kernel> kernel = make_conv_concat(node.api(), node.info());
-  run(*kernel, node, draw);
-  check_branches(node, activation, *draw.loop());
+  const std::unique_ptr<Parallel> alone = draw.loop();
+  for (int64_t times = 1 + draw.below(3); times > 0; --times) {
+    feed(draw, node, channels);
+    run(draw, *kernel, node,
+        [&](const FakeNode& ran) { check_branches(ran, activation, *alone); });
+  }
 }
 
 }  // namespace dns_onnx::fuzz

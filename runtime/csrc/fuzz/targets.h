@@ -6,7 +6,8 @@
 
 namespace dns_onnx::fuzz {
 
-void layer(Draw& draw);
+void sparse_product(Draw& draw);
+void convolution(Draw& draw);
 void max_pool(Draw& draw);
 void conv_concat(Draw& draw);
 
