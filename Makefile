@@ -8,8 +8,9 @@ SOURCES := pyproject.toml constraints.txt runtime/CMakeLists.txt $(wildcard runt
 DEPLOYMENT := $(VENV)/.deployment
 NODE := tests/deployment/js
 
-.PHONY: demo test wheel check check-native format clean
+.PHONY: demo test wheel check check-native check-native-aarch64 format clean
 ROUNDS ?= 100000
+AARCH64 ?= aarch64-linux-gnu
 
 demo: $(STAMP)
 	$(BIN)/dns-onnx demo
@@ -36,6 +37,19 @@ check-native:
 	for s in address,undefined thread; do \
 	  cmake -S runtime -B build/$$s -DDNS_ONNX_FUZZ=ON -DDNS_ONNX_SANITIZE=$$s && \
 	  cmake --build build/$$s -j2 && build/$$s/dns_onnx_fuzz $(ROUNDS) || exit 1; \
+	done
+
+# the NEON kernels, cross-compiled and emulated (where no process can look for leaks)
+check-native-aarch64:
+	@command -v $(AARCH64)-g++ && command -v qemu-aarch64 || { echo "skipped: needs $(AARCH64)-g++ and qemu-aarch64" \
+	  "(Debian: g++-aarch64-linux-gnu qemu-user)"; exit 0; }; \
+	cmake -S runtime -B build/aarch64 -DDNS_ONNX_FUZZ=ON -DDNS_ONNX_SANITIZE=address,undefined \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=$(AARCH64)-g++ && \
+	cmake --build build/aarch64 -j2 && \
+	for k in neon portable; do \
+	  ASAN_OPTIONS=detect_leaks=0 DNS_ONNX_KERNELS=$$k \
+	    qemu-aarch64 -L /usr/$(AARCH64) build/aarch64/dns_onnx_fuzz $(ROUNDS) || exit 1; \
 	done
 
 format: $(STAMP)

@@ -30,7 +30,7 @@ int main(int count, char** arguments) {
       target.refused += 1;
     }
   }
-  std::printf("%ld rounds", rounds);
+  std::printf("%s: %ld rounds", kernel_set().name, rounds);
   for (const Target& target : targets) {
     std::printf("; %s: %ld right, %ld refused", target.name, target.right, target.refused);
   }
