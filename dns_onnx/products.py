@@ -1,4 +1,4 @@
-"""What a layer multiplies its weight by: a matrix, with a row for each place of its output.
+"""Layers that multiply by a weight: what it meets is a matrix, with a row for each place.
 
 Matrix products and convolutions, transposed ones too, as torch is called.  With the weight as
 [groups, outputs, inputs] and what it meets as [groups, places, inputs], the layer's results are
@@ -16,8 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dns_onnx.terms import Call, Layer, Origin, Owner, Term, fit_sum, sample
+
 CONV: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 TRANSPOSED: dict[Any, int] = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
+MATMUL = (torch.matmul, torch.mm, torch.Tensor.matmul)
 
 Source = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
@@ -46,7 +49,7 @@ def product(func: Any, args: Sequence[Any], at: int, result: Tensor) -> Product 
         return _right(args[0], result, True, args[2] if len(args) > 2 else None)
     if func is torch.addmm and at == 2 and args[0].ndim <= 1:
         return _right(args[1], result, False, args[0])
-    if func in (torch.matmul, torch.mm) and weight.ndim == 2:
+    if func in MATMUL and weight.ndim == 2:
         return _right(args[0], result, False) if at == 1 else _left(args[1], result)
     if func in CONV and at == 1:
         return _conv(args, result)
@@ -176,3 +179,80 @@ def _patches(x: Tensor, y: Tensor, at: Tensor, source: Source, groups: int) -> T
         index.append(found.clamp(0, last).view(shape))
     patches = x.movedim(1, -1)[tuple(index)] * there.unsqueeze(-1)
     return patches.movedim(-1, 1).reshape(len(at), groups, -1).transpose(0, 1)
+
+
+# ---------------------------------------------------------------------- layers
+
+
+class ProductCall(Call):
+    """A product with a weight under surgery, and the bias that it may add.
+
+    func, args: the call.  result: what it gave.  terms: the weight and the bias.
+    """
+
+    def __init__(
+        self, func: Any, args: Sequence[Any], result: Tensor, found: Product, terms: Sequence[Term]
+    ) -> None:
+        self.func, self.args, self.result = func, args, result
+        self.product, self.terms = found, terms
+        self.key = terms[0].key
+        self.work, self.size = found.places * terms[0].value.numel(), result.numel()
+
+    def layer(self) -> Layer:
+        return ProductLayer(self.terms)
+
+    def again(self) -> Tensor:
+        now = {id(term.value): term.now() for term in self.terms}
+        result: Tensor = self.func(*(now.get(id(arg), arg) for arg in self.args))
+        return result
+
+
+class ProductLayer(Layer):
+    """What a weight and a bias gave, at some places of each call."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = terms
+        self.places: list[Tensor] = []
+        self.results: list[Tensor] = []
+
+    @property
+    def calls(self) -> int:
+        return len(self.results)
+
+    def note(self, call: ProductCall, most: int) -> None:
+        places = torch.arange(call.product.places, device=call.result.device)
+        self.places.append(sample(places, most, self.calls))
+        self.results.append(call.product.results(call.result, self.places[-1]).float())
+
+    def met(self, call: ProductCall, number: int) -> Tensor:
+        """What the weight meets at the places of this call, [groups, places, inputs]."""
+        return call.product.inputs(self.places[number]).float()
+
+    def fit(self, met: Sequence[Tensor]) -> None:
+        x = torch.cat(list(met), 1)
+        inputs = [x, torch.ones_like(x[..., :1])]
+        fit_sum(self.terms, inputs[: len(self.terms)], torch.cat(self.results, 1))
+
+
+def product_call(func: Any, args: Sequence[Any], result: Any, owner: Owner) -> ProductCall | None:
+    """This call, where it multiplies by a weight under surgery.  owner: of a value."""
+    for at, value in enumerate(args):
+        origin = owner(value)
+        if origin is None or origin.holder.mask is None or value.ndim < 2:
+            continue
+        found = product(func, args, at, result)
+        if found is not None:
+            terms = [Term(value, origin, found.matrix, found.tensor)]
+            if found.bias is not None:
+                terms.append(_added(found.bias, owner(found.bias), *found.matrix(value).shape[:2]))
+            return ProductCall(func, args, result, found, terms)
+    return None
+
+
+def _added(bias: Tensor, origin: Origin | None, groups: int, outputs: int) -> Term:
+    """A bias, whose input is one; a number for all outputs stays as it is."""
+    return Term(
+        bias, origin if bias.numel() == groups * outputs else None,
+        lambda b: b.expand(groups * outputs).reshape(groups, outputs, 1),
+        lambda m: m.reshape(bias.shape),
+    )  # fmt: skip

@@ -23,6 +23,7 @@ CALLS = [
     pytest.param(torch.addmm, [drawn(3), drawn(5, 4), drawn(4, 3)], 2, id="addmm"),
     pytest.param(torch.mm, [drawn(5, 4), drawn(4, 3)], 1, id="mm"),
     pytest.param(torch.matmul, [drawn(2, 5, 4), drawn(4, 3)], 1, id="matmul, weight right"),
+    pytest.param(torch.Tensor.matmul, [drawn(5, 4), drawn(4, 3)], 1, id="matmul as a method"),
     pytest.param(torch.matmul, [drawn(3, 4), drawn(2, 4, 5)], 0, id="matmul, weight left"),
     pytest.param(torch.matmul, [drawn(3, 4), drawn(4)], 0, id="matmul, weight left of a vector"),
     pytest.param(torch.matmul, [drawn(4), drawn(4, 3)], 1, id="matmul, weight right of a vector"),

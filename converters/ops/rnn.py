@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from dns_onnx.converters.registry import op
 
@@ -50,6 +52,9 @@ def _activation(name: str, alpha: float | None, beta: float | None) -> Activatio
 
 
 Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+Times = Callable[[Tensor], Tensor]  # a state [B, H] times some rows of R
+Rows = Callable[[int, int], Times]  # from the first to before the last
+Cell = Callable[[Rows, Tensor | None], Step]
 
 
 def _scan(
@@ -78,6 +83,53 @@ def _scan(
         some = (lens > 0).unsqueeze(-1)
         states = tuple(torch.where(some, s, torch.zeros_like(s)) for s in states)
     return torch.stack(outputs), states
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one direction of a layer goes through time.
+
+    cell: its step, of the rows of R and the late part of R's bias.  early: the first gates' rows,
+    in which the input's part and the state's are added before anything else; the others add their
+    bias of R by themselves.
+    """
+
+    cell: Cell
+    early: int
+    backward: bool
+
+
+def through_time(
+    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, states: tuple[Tensor, ...],
+    lens: Tensor | None, way: Way, noted: Callable[[int, int, Tensor], None] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    """One direction of a layer: all hidden states, and the last states.
+
+    One call to those who watch torch's functions.  x: [T, B, I].  w: [G H, I].  r: [G H, H].
+    b: [2 G H].  noted: told, step by step, which rows of R (first, last) a state is multiplied by.
+    """
+    if has_torch_function((x,)):
+        found: tuple[Tensor, tuple[Tensor, ...]] = handle_torch_function(
+            through_time, (x,), x, w, r, b, states, lens, way, noted
+        )
+        return found
+    size, late = len(w), None
+    gates = x @ w.t()
+    if b is not None:
+        both, late = b[size : size + way.early], b[size + way.early :]
+        gates = gates + torch.cat([b[: way.early] + both, b[way.early : size]])
+
+    def rows(first: int, last: int) -> Times:
+        turned = r[first:last].t()
+
+        def times(h: Tensor) -> Tensor:
+            if noted is not None:
+                noted(first, last, h)
+            return h @ turned
+
+        return times
+
+    return _scan(gates, states, way.cell(rows, late), lens, way.backward)
 
 
 @dataclass(frozen=True)
@@ -123,17 +175,18 @@ class Layer:
         self,
         x: Tensor,
         w: Tensor,
+        r: Tensor,
         b: Tensor | None,
         sequence_lens: Tensor | None,
         initial: Sequence[Tensor | None],
-        hidden: int,
-        cell: Callable[[int], Step],
+        cell: Callable[[int, Rows, Tensor | None], Step],
+        early: int,
     ) -> tuple[Tensor, ...]:
         """All directions of the layer.
 
-        x: [T, B, I], or [B, T, I] if layout = 1.  w: [D, gates * H, I].  b: [D, gates * H], what
-        the input's part of the gates is shifted by.  initial: [D, B, H] each (layout 1:
-        [B, D, H]).  Returns y [T, D, B, H] ([B, T, D, H]) and the last states.
+        x: [T, B, I], or [B, T, I] if layout = 1.  w: [D, gates * H, I].  r: [D, gates * H, H].
+        b: [D, 2 * gates * H].  initial: [D, B, H] each (layout 1: [B, D, H]).  early: see `Way`.
+        Returns y [T, D, B, H] ([B, T, D, H]) and the last states.
         """
         if self.layout:
             x = x.transpose(0, 1)
@@ -141,12 +194,12 @@ class Layer:
         lens = None if sequence_lens is None else sequence_lens.to(torch.int64)
         outputs, finals = [], []
         for index, backward in enumerate(self.backward):
-            gates = x @ w[index].t()
-            if b is not None:
-                gates = gates + b[index]
-            zero = x.new_zeros(x.shape[1], hidden)
-            states = tuple(zero if s is None else s[index] for s in initial)
-            y, last = _scan(gates, states, cell(index), lens, backward)
+            zero = x.new_zeros(x.shape[1], r.shape[-1])
+            y, last = through_time(
+                x, w[index], r[index], None if b is None else b[index],
+                tuple(zero if s is None else s[index] for s in initial), lens,
+                Way(partial(cell, index), early, backward),
+            )  # fmt: skip
             outputs.append(y)
             finals.append(last)
         y = torch.stack(outputs, 1)
@@ -175,16 +228,15 @@ def rnn(
     layer, hidden = Layer(**attributes), r.shape[-1]
     functions = layer.functions("Tanh")
 
-    def cell(index: int) -> Step:
-        (f,), recurrent = functions[index], r[index].t()
+    def cell(index: int, rows: Rows, late: Tensor | None) -> Step:
+        (f,), recurrent = functions[index], rows(0, hidden)
 
         def step(gates: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (f(layer.limit(gates + states[0] @ recurrent)),)
+            return (f(layer.limit(gates + recurrent(states[0]))),)
 
         return step
 
-    shift = None if b is None else b[:, :hidden] + b[:, hidden:]
-    return layer.run(x, w, shift, sequence_lens, [initial_h], hidden, cell)
+    return layer.run(x, w, r, b, sequence_lens, [initial_h], cell, hidden)
 
 
 @op("GRU", 1, 3, 7, 14, 22, prunable=("w", "r"), bias="b")
@@ -206,34 +258,29 @@ def gru(
     """
     layer, hidden = Layer(**attributes), r.shape[-1]
     functions = layer.functions("Sigmoid", "Tanh")
-    split = 2 * hidden
-    own = None if b is None else b[:, 3 * hidden :]
+    split, whole = 2 * hidden, 3 * hidden
 
-    def cell(index: int) -> Step:
+    def cell(index: int, rows: Rows, late: Tensor | None) -> Step:
         f, g = functions[index]
-        gates_r, hidden_r = r[index, :split].t(), r[index, split:].t()
-        late = None if own is None else own[index, split:]
+
+        of_gates, of_hidden = rows(0, split), rows(split, whole)
 
         def step(gates: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             h = states[0]
-            both = f(layer.limit(gates[:, :split] + h @ gates_r))
+            both = f(layer.limit(gates[:, :split] + of_gates(h)))
             update, reset = both[:, :hidden], both[:, hidden:]
             if linear_before_reset:
-                inner = h @ hidden_r
+                inner = of_hidden(h)
                 inner = reset * (inner if late is None else inner + late)
             else:
-                inner = (reset * h) @ hidden_r
-                inner = inner if late is None else inner + late
+                inner = of_hidden(reset * h)
             new = g(layer.limit(gates[:, split:] + inner))
             return ((1 - update) * new + update * h,)
 
         return step
 
-    shift = None
-    if b is not None and own is not None:
-        gate_shift = b[:, :split] + own[:, :split]
-        shift = torch.cat([gate_shift, b[:, split : 3 * hidden]], 1)
-    return layer.run(x, w, shift, sequence_lens, [initial_h], hidden, cell)
+    early = split if linear_before_reset else whole
+    return layer.run(x, w, r, b, sequence_lens, [initial_h], cell, early)
 
 
 @op("LSTM", 1, 7, 14, 22, prunable=("w", "r"), bias="b")
@@ -277,14 +324,15 @@ def long_short(
     hidden = r.shape[-1]
     functions = layer.functions("Sigmoid", "Tanh", "Tanh")
 
-    def cell(index: int) -> Step:
+    def cell(index: int, rows: Rows, late: Tensor | None) -> Step:
         f, g, h_of = functions[index]
-        recurrent = r[index].t()
         peep = None if p is None else p[index].reshape(3, hidden)
+
+        recurrent = rows(0, 4 * hidden)
 
         def step(gates: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             h, c = states
-            i, o, forget, new = (gates + seen(h) @ recurrent).chunk(4, -1)
+            i, o, forget, new = (gates + recurrent(seen(h))).chunk(4, -1)
             if peep is not None:
                 i, forget = i + peep[0] * c, forget + peep[2] * c
             i = f(layer.limit(i))
@@ -295,5 +343,4 @@ def long_short(
 
         return step
 
-    shift = None if b is None else b[:, : 4 * hidden] + b[:, 4 * hidden :]
-    return layer.run(x, w, shift, sequence_lens, initial, hidden, cell)
+    return layer.run(x, w, r, b, sequence_lens, initial, cell, 4 * hidden)

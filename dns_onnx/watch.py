@@ -1,0 +1,80 @@
+"""Seeing what is computed with weights under surgery, wherever in a graph that happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from dns_onnx.converters.ops.rnn import through_time
+from dns_onnx.masks import Masked
+from dns_onnx.products import product_call
+from dns_onnx.recurrences import recurrence_call
+from dns_onnx.terms import Call, Origin, geometry
+
+Seen = Callable[[Call], Any]
+
+
+class Watch(TorchFunctionMode):
+    """Sees the products with weights under surgery, and the recurrent layers.
+
+    see: called for each; what it returns, if anything, takes the place of the result.
+    """
+
+    def __init__(self, weights: Mapping[str, Masked], see: Seen) -> None:
+        super().__init__()
+        self.weights, self.see = weights, see
+        self.known: dict[int, tuple[Origin, Tensor]] = {}  # by where the values lie
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> Watch:
+        self.handles = [
+            holder.register_forward_hook(self._given) for holder in self.weights.values()
+        ]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *found: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+        super().__exit__(*found)  # type: ignore[no-untyped-call]
+
+    def _given(self, holder: Any, _: Any, value: Tensor) -> None:
+        self._know(value, Origin(holder))
+
+    def _know(self, value: Tensor, origin: Origin) -> None:
+        self.known[value.untyped_storage().data_ptr()] = (origin, value)
+
+    def owner(self, value: Any) -> Origin | None:
+        """Where this value comes from, or what it is a view of."""
+        if not isinstance(value, Tensor) or not value.numel():
+            return None
+        found = self.known.get(value.untyped_storage().data_ptr())
+        return found[0] if found else None
+
+    def _joined(self, result: Tensor, parts: Sequence[Tensor], dim: int = 0) -> None:
+        """Know parts of one weight that are put in another order, as exporters do with gates."""
+        origins = [self.owner(part) for part in parts]
+        first = origins[0]
+        if first is None or any(s is None or s.holder is not first.holder for s in origins):
+            return
+        places = torch.arange(first.holder.weight.numel(), device=result.device)
+        known = zip(parts, origins, strict=True)
+        index = torch.cat([s.of(places, geometry(p)) for p, s in known if s is not None], dim)
+        if index.stride() == result.stride():
+            self._know(result, Origin(first.holder, index))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        call: Call | None = None
+        if func is torch.cat:
+            self._joined(result, *args, **(kwargs or {}))
+        elif func is through_time:
+            call = recurrence_call(args, self.owner)
+        elif not kwargs:
+            call = product_call(func, args, result, self.owner)
+        seen = None if call is None else self.see(call)
+        return result if seen is None else seen
