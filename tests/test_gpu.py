@@ -75,3 +75,14 @@ def test_compress_on_cuda(small: Path, train: dict) -> None:
     )  # fmt: skip
     assert result.device == "cuda"
     assert result.check.ok, result.check.problems
+
+
+def test_a_search_cuts_fits_and_trains_on_cuda(small: Path) -> None:
+    values = {"train": {"iterations": 100}, "target": {"max_drop": 2, "trials": 3}}
+    result = compress(
+        small / "net.onnx", small / "out.onnx", train=f"{small}/train.npz",
+        config=parse_config(values, "test"), device="cuda", bench_seconds=0.05,
+    )  # fmt: skip
+    assert {t.iterations for t in result.trials} == {0, 100}
+    assert any(t.accepted and t.ratio > 2 for t in result.trials)
+    assert result.check.ok, result.check.problems
