@@ -10,11 +10,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,7 +24,31 @@ from torch import Tensor
 from dns_onnx.errors import CheckpointError
 
 FORMAT = 2
+LOCK = ".lock"
 _NAME = re.compile(r"step-(\d{9})")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a run folder; a process that is killed lets go of it, too.
+
+    Raises CheckpointError where another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(
+            f"{folder}: another run writes there; wait until it is done, or choose another "
+            "--run-dir"
+        ) from None
+    except NotImplementedError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)

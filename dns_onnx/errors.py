@@ -48,6 +48,10 @@ class TrainingError(DnsOnnxError):
     """Training cannot go on (a loss that is NaN or infinite, no gradient, no prunable layer)."""
 
 
+class BudgetMissed(TrainingError):
+    """No model that a search tried was within its budget."""
+
+
 class Diverged(TrainingError):
     """The loss, or a weight, is no longer finite."""
 

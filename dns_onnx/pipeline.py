@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import fx
 
 from dns_onnx import distributed, sources
 from dns_onnx.attach import DOES_NOT_RUN
+from dns_onnx.checkpoint import claimed
 from dns_onnx.config import Config
 from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.exporter import Export, export_model
@@ -176,22 +178,23 @@ def compress(
         run_in_ort(opened, inputs)  # rows, too
     del opened  # which holds all weights
     teaching, heldout = run.objective.remembered(teaching, heldout, config, where)
-    if config.has_thresholds:
-        if not resume:
-            run.start_fresh()
-        started_at = run.resume() if resume else 0
-        outcome, trials = run.train(teaching, heldout, observe), []
-        thresholds, reference = run.surgery.thresholds(), None
-    else:
-        search = start_search(prepared, teaching, heldout, resume)
-        started_at = len(search.trials)
-        search.settle(observe)
-        reference = search.reference
-        tell(reference)
-        tell(search.explore(tell))
-        best = search.find(observe, tell) if pick is None else search.take(pick)
-        outcome, trials = finished(best, search.trials), search.trials
-        thresholds = best.thresholds
+    with claimed(run.folder) if distributed.is_main() else nullcontext():
+        if config.has_thresholds:
+            if not resume:
+                run.start_fresh()
+            started_at = run.resume() if resume else 0
+            outcome, trials = run.train(teaching, heldout, observe), []
+            thresholds, reference = run.surgery.thresholds(), None
+        else:
+            search = start_search(prepared, teaching, heldout, resume)
+            started_at = len(search.trials)
+            search.settle(observe)
+            reference = search.reference
+            tell(reference)
+            tell(search.explore(tell))
+            best = search.find(observe, tell) if pick is None else search.take(pick)
+            outcome, trials = finished(best, search.trials), search.trials
+            thresholds = best.thresholds
     if not distributed.is_main():
         raise NotMain(f"process {distributed.rank()}: the first process writes the result")
     export = export_model(

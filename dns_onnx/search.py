@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from dns_onnx import checkpoint, distributed
 from dns_onnx.cuts import Cut, Cutter, untrained
 from dns_onnx.data import Dataset
-from dns_onnx.errors import CheckpointError, ConfigError, Diverged, TrainingError
+from dns_onnx.errors import BudgetMissed, CheckpointError, ConfigError, Diverged
 from dns_onnx.journal import Note, Observer, Patience
 from dns_onnx.prices import least
 from dns_onnx.probe import PROBE, Probe, Prober, first_guess
@@ -154,7 +154,7 @@ class Search:
         """Search to the end; the model is then the smallest one within the budget.
 
         tell: called with each finished trial.
-        Raises TrainingError where no trial was within the budget.
+        Raises BudgetMissed where no trial was within the budget.
         """
         while (plan := next_plan(self.trials, self.target, self.highest)) is not None:
             trial = self._try(plan, observe)
@@ -162,7 +162,7 @@ class Search:
             tell(trial)
         best = smallest(self.trials)
         if best is None or best.kept == best.size:
-            raise TrainingError(self._nothing_found())
+            raise BudgetMissed(self._nothing_found())
         self.take(best.trial)
         return best
 

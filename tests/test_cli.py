@@ -345,6 +345,16 @@ def test_a_full_disk_leaves_the_old_file(small: Path, cli, monkeypatch: pytest.M
     assert not [p for p in small.iterdir() if p.suffix == ".tmp"]
 
 
+def test_a_search_without_a_result_misses_what_was_asked(small: Path, cli) -> None:
+    code, _, err = cli(
+        "compress", small / "net.onnx", "-o", small / "none.onnx", "--train", small / "train.npz",
+        "--iterations", 1, "--min-metric", 1.1,
+    )  # fmt: skip
+    assert code == 1
+    assert "expected a trial within the budget" in err
+    assert not (small / "none.onnx").exists()
+
+
 def test_the_module_runs_as_the_command() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "dns_onnx", "--help"], capture_output=True, text=True, check=False

@@ -19,6 +19,7 @@ import torch
 from onnx import numpy_helper
 
 from dns_onnx import compress
+from dns_onnx.checkpoint import claimed
 from dns_onnx.config import Config, parse_config
 from dns_onnx.errors import CheckpointError, ConfigError, DataError, TrainingError
 from dns_onnx.masks import Masked
@@ -249,6 +250,13 @@ def test_rows_that_only_onnx_runtime_refuses_are_told_before_training(small: Pat
     with pytest.raises(DataError, match=r"does not run on inputs of shape .*'lens': \[2\]"):
         compress(small / "net.onnx", small / "o.onnx", train=f"{small}/rows.npz", config=settings())
     assert not (small / "o.run").exists()
+
+
+def test_one_run_at_a_time_writes_in_a_folder(small: Path) -> None:
+    folder = small / "shared.run"
+    with claimed(folder), pytest.raises(CheckpointError, match=r"shared\.run: another run writes"):
+        run(small, run_dir=folder)
+    run(small, run_dir=folder)
 
 
 def test_resume_refuses_another_run(small: Path) -> None:

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from dns_onnx import compress
 from dns_onnx.config import Config, Target, parse_config
-from dns_onnx.errors import CheckpointError, ConfigError, TrainingError
+from dns_onnx.errors import BudgetMissed, CheckpointError, ConfigError
 from dns_onnx.pipeline import Result
 from dns_onnx.targets import Descent, goals
 from dns_onnx.train import Run
@@ -219,7 +219,7 @@ def test_the_metric_itself_may_be_the_budget(small: Path) -> None:
 
 def test_an_impossible_budget_is_said_with_the_remedy(small: Path) -> None:
     config = settings(target={"max_drop": -200, "trials": 2})
-    with pytest.raises(TrainingError, match=r"the nearest had a drop of.*--max-drop"):
+    with pytest.raises(BudgetMissed, match=r"the nearest had a drop of.*--max-drop"):
         run(small, config=config)
     assert not (small / "out.onnx").exists()
     assert len(read_trials(small / "out.run")) == 2

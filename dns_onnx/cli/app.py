@@ -9,9 +9,9 @@ import typer
 
 from dns_onnx.cli import bench, check, compress, convert, demo, inspect
 from dns_onnx.cli.console import errors
-from dns_onnx.errors import DnsOnnxError, Interrupted, NotMain
+from dns_onnx.errors import BudgetMissed, DnsOnnxError, Interrupted, NotMain
 
-WRONG, STOPPED = 2, 130
+MISSED, WRONG, STOPPED = 1, 2, 130
 DEBUG = "DNS_ONNX_DEBUG"
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ def main() -> None:
         sys.exit(STOPPED)
     except (DnsOnnxError, OSError) as error:
         errors.print(f"dns-onnx: {error}", style="red", markup=False)
-        sys.exit(WRONG)
+        sys.exit(MISSED if isinstance(error, BudgetMissed) else WRONG)
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
