@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[2] / "runtime"
-ROUNDS = 20000
+ROUNDS = 8000
 BUILD_SECONDS, RUN_SECONDS = 600, 300
 
 
