@@ -3,6 +3,11 @@
 The original is cut at the prices of `targets`, a little more each time.  Where that breaks the
 budget, what stays of each layer is fitted to what the layer gave before (`reconstruct`), and it is
 cut on from there; a step that breaks the budget even so is taken back, and a smaller one tried.
+
+Held-out rows are few, and the furthest cut that keeps a budget on them is in part a lucky one.  But
+what was not trained has learned no answers, of no row: where answers are counted, the teaching rows
+judge cuts as well as those that are held out, and a cut holds where both together keep the budget,
+too.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from dns_onnx.curvature import drawn_loss, put_gradients
 from dns_onnx.data import Dataset
 from dns_onnx.feed import Feed
 from dns_onnx.reconstruct import Reconstruction, enough_rows
+from dns_onnx.reference import same, spread
 from dns_onnx.snapshot import put_back, taken
 from dns_onnx.targets import DRAWN_EVERY, Descent, Goal, TargetSurgery
 from dns_onnx.train import Run
@@ -28,16 +34,22 @@ from dns_onnx.train import Run
 READINGS = 16  # batches whose gradients say what an entry is worth
 FIRST, FINE, LARGEST = 1.25, 1.03, 4.0  # factors from one cut to the next: first, last, any
 MOST = 32  # cuts that are tried
+WITNESSES = 4  # times as many teaching rows as held-out ones judge, at most
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A cut that was tried.  metric: on held-out rows.  fitted: the layers were, after it."""
+    """A cut that was tried.
+
+    metric: on held-out rows.  fitted: the layers were, after it.  together: what the metric on
+    held-out rows would be by what teaching rows say, too; None where they were not asked.
+    """
 
     ratio: float
     metric: float
     fitted: bool
     held: bool
+    together: float | None = None
 
 
 def untrained(cuts: Sequence[Cut]) -> list[list[Cut]]:
@@ -49,6 +61,37 @@ def untrained(cuts: Sequence[Cut]) -> list[list[Cut]]:
     plain = list(itertools.takewhile(lambda cut: not cut.fitted, held))
     found = [plain] if plain else []
     return ([*found, held] if len(held) > len(plain) else found) or [[]]
+
+
+class Judge:
+    """Whether what was cut holds.
+
+    run: holds the original when this is made.  within: of a metric on held-out rows.  teaching:
+    rows that judge, too, if the original does no better there; None where no answers are counted.
+    """
+
+    def __init__(
+        self, run: Run, heldout: Dataset, within: Callable[[float], bool],
+        teaching: Dataset | None = None,
+    ) -> None:  # fmt: skip
+        self.run, self.heldout, self.within = run, heldout, within
+        self.witnesses, self.share, self.gap = None, 0.0, 0.0
+        if teaching is not None:
+            witnesses = spread(teaching, WITNESSES * len(heldout))
+            theirs, ours = run.score(witnesses), run.score(heldout)
+            if same((theirs, len(witnesses)), (ours, len(heldout))):
+                self.witnesses, self.gap = witnesses, ours - theirs
+                self.share = len(witnesses) / (len(witnesses) + len(heldout))
+
+    def __call__(self, ratio: float, fitted: bool) -> Cut:
+        """The verdict on the model as it is."""
+        metric, together = self.run.score(self.heldout), None
+        held = self.within(metric)
+        if held and self.witnesses is not None:
+            theirs = self.run.score(self.witnesses) + self.gap  # as if they were held out
+            together = (1 - self.share) * metric + self.share * theirs
+            held = self.within(together)
+        return Cut(ratio, metric, fitted, held, together)
 
 
 @dataclass
@@ -89,14 +132,12 @@ class Cutter:
         self._fit()
 
     def furthest(
-        self, score: Callable[[], float], within: Callable[[float], bool], highest: float,
-        tell: Callable[[Cut], None],
-    ) -> list[Cut]:  # fmt: skip
+        self, judge: Callable[[float, bool], Cut], highest: float, tell: Callable[[Cut], None]
+    ) -> list[Cut]:
         """Cut the original as far as the budget lets it; the model is then the furthest that held.
 
-        score: the metric of the model as it is.  within: whether one is within the budget.
-        highest: the compression at which nothing is left to cut.  tell: called with each cut.
-        Gives all that were tried.
+        judge: gives the verdict on the model as it is.  highest: the compression at which nothing
+        is left to cut.  tell: called with each cut.  Gives all that were tried.
         """
         self.restore()
         best, low, factor = self.original, 1.0, FIRST
@@ -105,15 +146,14 @@ class Cutter:
             ratio = min(low * factor, highest)
             self.doing(f"Cutting to {ratio:.3g}x")
             self.cut(ratio)
-            metric, fitted = score(), False
-            if not within(metric):
+            found = judge(ratio, False)
+            if not found.held:
                 self.doing(f"Fitting the layers at {ratio:.3g}x")
                 self.fit()
-                metric, fitted = score(), True
-            held = within(metric)
-            tried.append(Cut(ratio, metric, fitted, held))
-            tell(tried[-1])
-            if held:
+                found = judge(ratio, True)
+            tried.append(found)
+            tell(found)
+            if found.held:
                 best, low = taken(self.run), ratio
                 if all(cut.held and not cut.fitted for cut in tried):
                     factor = min(factor**2, LARGEST)

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from dns_onnx import distributed
 from dns_onnx.attach import to_device
 from dns_onnx.config import Config
-from dns_onnx.cuts import Cut, Cutter
+from dns_onnx.cuts import Cut, Cutter, Judge
 from dns_onnx.data import Dataset, batches
 from dns_onnx.errors import CheckpointError, Diverged
 from dns_onnx.journal import silent
@@ -152,8 +151,9 @@ class Prober:
         cuts: list[Cut] = []
         self.cutter.restore()
         if self.within is not None:
-            score = partial(self.run.score, self.heldout)
-            cuts = self.cutter.furthest(score, self.within, self.highest, tell)
+            counted = None if self.worth is None else self.cutter.data
+            judge = Judge(self.run, self.heldout, self.within, counted)
+            cuts = self.cutter.furthest(judge, self.highest, tell)
         ratio = max((cut.ratio for cut in cuts if cut.held), default=1.0)
         start = taken(self.run)
         solver: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import pytest
 
 from dns_onnx import compress
 from dns_onnx.config import parse_config
-from dns_onnx.cuts import FINE, FIRST, LARGEST, Cut, Cutter, untrained
+from dns_onnx.cuts import FINE, FIRST, LARGEST, Cut, Cutter, Judge, untrained
 from dns_onnx.pipeline import Result
 from dns_onnx.probe import PROBE, Probe
 from dns_onnx.trials import TRIALS
@@ -68,7 +68,9 @@ def test_steps_grow_until_the_budget_breaks_and_shrink_from_there() -> None:
         patch.setattr("dns_onnx.cuts.put_back", lambda run, state: None)
         told: list[Cut] = []
         cutter = Still(None, None, None, {})  # type: ignore[arg-type]
-        cuts = cutter.furthest(lambda: made[-1], lambda ratio: ratio <= 30, 1000.0, told.append)
+        cuts = cutter.furthest(
+            lambda ratio, fitted: Cut(ratio, made[-1], fitted, made[-1] <= 30), 1000.0, told.append
+        )
     assert cuts == told
     ratios = [c.ratio for c in cuts]
     assert ratios[:3] == pytest.approx([FIRST, FIRST**3, FIRST**7])
@@ -130,3 +132,44 @@ def test_the_cuts_stand_in_the_run_folder(small: Path) -> None:
     assert [Cut(**c) for c in stored["cuts"]] == cuts
     said = Probe(2.0, {}, {}, 0.0, 10, cuts=[Cut(2.0, 0.9, True, True)]).said
     assert "cut and fitted, layer by layer, it holds to 2x" in said
+
+
+class Rows(list[int]):
+    """So many rows."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(range(count))
+
+
+class Scored:
+    """A run whose metric on so many rows is given."""
+
+    def __init__(self, **by_rows: float) -> None:
+        self.by_rows = by_rows
+
+    def score(self, data: Rows) -> float:
+        return self.by_rows[f"of{len(data)}"]
+
+
+@pytest.mark.parametrize(
+    ("original", "cut", "together", "held"),
+    [
+        ((0.80, 0.79), (0.79, 0.79), 0.798, True),
+        ((0.80, 0.79), (0.80, 0.76), 0.776, False),
+        ((0.80, 0.79), (0.76, 0.79), None, False),
+        ((0.80, 0.95), (0.79, 0.50), None, True),
+    ],
+    ids=["both hold", "a lucky cut", "an unlucky one", "rows that the original knows better"],
+)
+def test_teaching_rows_judge_cuts_beside_held_out_ones(
+    original: tuple[float, float], cut: tuple[float, float], together: float | None, held: bool
+) -> None:
+    """100 held-out rows and the first 400 of 500 others; a drop of a point is allowed."""
+    heldout, teaching = Rows(100), Rows(500)
+    run = Scored(of100=original[0], of400=original[1])
+    judge = Judge(run, heldout, lambda m: m >= 0.79, teaching)  # type: ignore[arg-type]
+    run.by_rows = {"of100": cut[0], "of400": cut[1]}
+    found = judge(2.0, False)
+    assert found.held == held
+    assert found.metric == cut[0]
+    assert found.together == (together if together is None else pytest.approx(together))

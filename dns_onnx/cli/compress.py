@@ -229,7 +229,8 @@ def print_found(found: Trial | Reference | Cut | Probe | Note) -> None:
         return
     if isinstance(found, Cut):
         fitted, held = ", fitted" if found.fitted else "", "holds" if found.held else "taken back"
-        out.print(f"Cut: {found.ratio:.2f}x{fitted}, metric {found.metric:.4g}: {held}")
+        also = "" if found.together is None else f" (with teaching rows {found.together:.4g})"
+        out.print(f"Cut: {found.ratio:.2f}x{fitted}, metric {found.metric:.4g}{also}: {held}")
         return
     if not isinstance(found, Trial):
         if found.said:
