@@ -10,6 +10,8 @@ namespace {
 constexpr double kLineCycles = 12.0, kSquareCycles = 30.0, kStageCycles = 0.15;
 constexpr double kWindowLineCycles = 4.0, kWindowSquareCycles = 24.0;
 constexpr double kCopyFloatsPerCycle = 2.0;
+// what a lone group costs more: threads pack a share of its panel each, and read all of it
+constexpr double kLoneGroup = 1.06;
 constexpr int64_t kOwnGroups = 4;  // an image of more groups than this has them for itself
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -160,7 +162,8 @@ Layout choose_layout(const PanelWeights& weights, const PlaneShape& plane, Patch
   double least = std::numeric_limits<double>::infinity();
   const KernelSet& kernels = kernel_set();
   const auto consider = [&](Layout layout, PatchLayout& made) {
-    const double cycles = choose_block(weights, layout);
+    double cycles = choose_block(weights, layout);
+    if (layout.groups == 1 && !layout.direct) cycles *= kLoneGroup;
     if (cycles >= least) return;
     least = cycles;
     best = std::move(layout);
