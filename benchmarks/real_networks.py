@@ -58,7 +58,7 @@ NETS = {
     "gtcrn_simple": Net("original", 1.0, 16, 120),
     "magika_v1": Net("original", 0.5, 8, 60),
     "squeezenet_fp32_from_fp16": Net(
-        "original", 0.5, 16, 40, {"distill": {"weight": 1.0}, "data": {"holdout": 0.3}}
+        "original", 0.5, 16, 40, {"distill": {"weight": 1.0}, "data": {"holdout": 0.5}}
     ),
     "ultraface_rfb_320": Net("original", 1.0, 8, 40),
 }
