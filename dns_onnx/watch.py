@@ -56,21 +56,23 @@ class Watch(TorchFunctionMode):
         return found[0] if found else None
 
     def _joined(self, result: Tensor, parts: Sequence[Tensor], dim: int = 0) -> None:
-        """Know parts of one weight that are put in another order, as exporters do with gates."""
+        """Know parts of one weight, each taken once, in another order: as exporters put gates."""
         origins = [self.owner(part) for part in parts]
         first = origins[0]
         if first is None or any(s is None or s.holder is not first.holder for s in origins):
             return
         places = torch.arange(first.holder.weight.numel(), device=result.device)
+        taken = torch.zeros_like(places, dtype=torch.bool)
         known = zip(parts, origins, strict=True)
         index = torch.cat([s.of(places, geometry(p)) for p, s in known if s is not None], dim)
-        if index.stride() == result.stride():
+        taken[index.flatten()] = True
+        if index.stride() == result.stride() and int(taken.sum()) == index.numel():
             self._know(result, Origin(first.holder, index))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         call: Call | None = None
-        if func is torch.cat:
+        if func is torch.cat and not set(kwargs or {}) - {"dim"}:
             self._joined(result, *args, **(kwargs or {}))
         elif func is through_time:
             call = recurrence_call(args, self.owner)

@@ -206,3 +206,20 @@ def test_fitting_again_gives_the_same_bits() -> None:
         fit()
         found.append({n: h.weight.detach() for n, h in held.items()})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_weight_that_is_joined_with_itself_is_not_fitted_twice() -> None:
+    weight = numpy_helper.from_array(values(np.random.default_rng(0), INPUTS, 4), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Concat", ["w", "w"], ["ww"], axis=1),
+         helper.make_node("MatMul", ["x", "ww"], ["y"])],
+        "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["t", "b", INPUTS])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [weight],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17)]
+    model, held = attached(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    fit = Reconstruction(model, held, [sequences(40, 8)])
+    cut(held)
+    before = held["w"].weight.detach().clone()
+    fit()
+    assert torch.equal(held["w"].weight, before)
