@@ -56,7 +56,7 @@ NETS = {
     "vnn23_vit_cifar10_pgd_2_3_16": Net("labels", 0.5, 64, 3000, {"data": {"holdout": 0.25}}),
     "silero_vad": Net("original", 1.0, 64, 1000),
     "gtcrn_simple": Net("original", 1.0, 16, 120),
-    "magika_v1": Net("original", 0.5, 8, 60),
+    "magika_v1": Net("original", 1.0, 8, 60, {"train": {"metric": "relative-error"}}),
     "squeezenet_fp32_from_fp16": Net(
         "original", 0.5, 16, 40, {"distill": {"weight": 1.0}, "data": {"holdout": 0.5}}
     ),
@@ -103,12 +103,13 @@ def settings(net: Net, seed: int, untrained: bool) -> Config:
     """What the run is told; what is not trained needs no solver."""
     values: dict[str, Any] = {
         "seed": seed,
-        "data": {"batch": net.batch, **net.settings.get("data", {})},
+        "data": {"batch": net.batch},
         "train": {"iterations": net.iterations, "log_every": max(net.iterations // 4, 1)},
         "target": {"trials": 1 if untrained else TRIALS},
         **({"solver": {"type": "sgd"}} if untrained else {}),
     }
-    values |= {name: table for name, table in net.settings.items() if name != "data"}
+    for name, table in net.settings.items():
+        values[name] = {**values.get(name, {}), **table}
     return parse_config(values, "real_networks")
 
 

@@ -1,10 +1,11 @@
 """What a search counts drops from: the original's held-out metric, or what it hides.
 
 An original that was trained on the held-out rows knows them by heart, and a drop against what it
-reaches there is stricter than it looks.  How much that is, a twin tells: the same graph with the
+reaches there is stricter than it looks.  How much that is, twins tell: the same graph with the
 entries of every weight shuffled, so that their scale stays and all that they knew is gone, trained
-anew on the teaching rows alone.  What the twin loses from the rows that it learned to the held-out
-ones, the original would have lost too.
+anew on the teaching rows alone.  What twins lose from the rows that they learned to the held-out
+ones, the original would have lost too.  One training differs from the next by as much as the
+answer is worth, so a twin that says that there is something to know is followed by others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 import math
 import os
 import re
+import statistics
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,13 @@ from dns_onnx.data import Dataset, Subset
 from dns_onnx.errors import CheckpointError, Diverged
 from dns_onnx.journal import Observer
 from dns_onnx.runtime.metrics import Metric
+from dns_onnx.snapshot import put_back, taken
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
 from dns_onnx.train import Run
 
 REFERENCE = "reference.json"
-TWIN = "twin"  # the folder of its run
+TWIN = "twin"  # what the folders of their runs begin with
+TWINS = 3
 TWIN_SEED = 0x7717
 TEACHING_ROWS = 20_000  # that are read, spread evenly: a standard error of 0.02 points at 0.1 %
 FEW = 0.01  # mistakes, as a share of the rows, that pass for none
@@ -44,7 +49,7 @@ class Reference:
     """What drops are counted from, and why.
 
     metric: the reference.  original: the original's metric on the held-out rows.  said: in words.
-    taught: the original's on teaching rows.  twin_taught, twin: the twin's on teaching and on
+    taught: the original's on teaching rows.  twin_taught, twin: the twins' mean on teaching and on
     held-out rows.  None where it was not read.
     """
 
@@ -68,7 +73,7 @@ def settle(
 
     run: holds the original's weights, which the caller has to put back afterwards.
     data, heldout: teaching and held-out rows, split from the same.  original: its metric on the
-    latter.  iterations: of the twin's training.
+    latter.  iterations: of a twin's training.
     Raises CheckpointError where the folder holds that of another model or other data.
     """
     if run.config.target.reference == "original":
@@ -80,7 +85,8 @@ def settle(
         found = _found(run, data, heldout, original, iterations, observe)
         if distributed.is_main():
             _write(path, run, found)
-            checkpoint.remove(run.folder / TWIN)
+            for folder in twin_folders(run.folder):
+                checkpoint.remove(folder)
         distributed.wait()
     return found
 
@@ -88,7 +94,7 @@ def settle(
 def _found(
     run: Run, data: Dataset, heldout: Dataset, original: float, iterations: int, observe: Observer
 ) -> Reference:
-    """The reference, as far as it takes to know it: the twin last."""
+    """The reference, as far as it takes to know it: twins last."""
     objective, plain = run.objective, Reference(original, original, "")
     if objective.by_labels is None:
         return plain  # without labels there is nothing to know by heart
@@ -99,18 +105,23 @@ def _found(
     plain = replace(plain, taught=taught)
     if not same((taught, len(some)), (original, len(heldout))):
         return plain  # it has a gap of its own: it does not know the held-out rows
-    try:
-        twin = _twin(run, data, iterations, observe)
-    except Diverged:
-        return replace(plain, said="a twin trained anew diverged")
-    return judged(
-        replace(plain, twin_taught=twin.score(some), twin=twin.score(heldout)),
-        len(some), len(heldout),
-    )  # fmt: skip
+    found, told, start = plain, [], taken(run)
+    for number in range(TWINS):
+        put_back(run, start)
+        try:
+            twin = _twin(run, data, iterations, observe, number)
+        except Diverged:
+            return replace(plain, said="a twin trained anew diverged")
+        told.append((twin.score(some), twin.score(heldout)))
+        twin_taught, new = (statistics.fmean(part) for part in zip(*told, strict=True))
+        found = judged(replace(plain, twin_taught=twin_taught, twin=new), len(some), len(heldout))
+        if not found.moved:
+            break
+    return found
 
 
 def judged(found: Reference, taught_rows: int, heldout_rows: int) -> Reference:
-    """The reference that follows from what the original and the twin reach, all of them shares.
+    """The reference that follows from what the original and its twins reach, all of them shares.
 
     taught_rows, heldout_rows: how many rows they were read on.
     """
@@ -128,14 +139,14 @@ def judged(found: Reference, taught_rows: int, heldout_rows: int) -> Reference:
         why = f"a twin trained anew has {errors(twin)} on them without knowing them"
     else:
         # chance may have told too much: what is not known must not be spent
-        doubt = math.sqrt(twin * (1 - twin) / heldout_rows)
+        doubt = SIGMAS * math.sqrt(twin * (1 - twin) / heldout_rows)
         hidden = min(gap, original - twin) - doubt
         metric = original - min(max(hidden, 0.0), MOST)
         said = (
             f"the original knows the held-out rows by heart: {errors(original)} there, "
-            f"{errors(taught)} on teaching rows; a twin trained anew on teaching rows alone has "
+            f"{errors(taught)} on teaching rows; twins trained anew on teaching rows alone have "
             f"{errors(twin)} and {errors(twin_taught)}; the budget counts from {errors(metric)}, "
-            "a standard error less than that tells"
+            "two standard errors less than that tells"
         )
         return replace(found, metric=metric, said=said)
     return replace(found, said=f"the budget counts from the original, {errors(original)}: {why}")
@@ -174,16 +185,21 @@ def spread(data: Dataset, rows: int) -> Dataset:
     return Subset(data, np.linspace(0, len(data) - 1, rows).astype(np.int64))
 
 
-# ---------------------------------------------------------------------- the twin
+# ---------------------------------------------------------------------- twins
 
 
-def _twin(run: Run, data: Dataset, iterations: int, observe: Observer) -> Run:
-    """The run that trained the twin, whose weights the model then has."""
-    config = twin_config(run.config, iterations)
+def twin_folders(folder: Path) -> Iterator[Path]:
+    """Those of a run's twins, as far as they are there."""
+    return folder.glob(f"{TWIN}-*")
+
+
+def _twin(run: Run, data: Dataset, iterations: int, observe: Observer, number: int) -> Run:
+    """The run that trained a twin, whose weights the model then has."""
+    config = twin_config(run.config, iterations, number)
     idle = [LayerSurgery(x.name, x.tensors, Schedule(0.0), x.grain) for x in run.surgery]
     fingerprint = {**run.fingerprint, "twin": config.model_dump(mode="json")}
     surgery = Surgery(idle, config.seed)
-    twin = run.again(surgery, config, run.folder / TWIN, fingerprint)
+    twin = run.again(surgery, config, run.folder / f"{TWIN}-{number}", fingerprint)
     # the original teaches nothing: it would pass on what it knows
     twin.objective = replace(run.objective, by_teacher=None, share=0.0)
     forget(run, config.seed)
@@ -207,11 +223,12 @@ def forget(run: Run, seed: int) -> None:
         holder.weight.copy_(flat.view(holder.weight.shape))
 
 
-def twin_config(config: Config, iterations: int) -> Config:
-    """The twin's settings: plain training from the start, without what suits a trained network."""
+def twin_config(config: Config, iterations: int, number: int) -> Config:
+    """A twin's settings: plain training from the start, without what suits a trained network."""
+    draws = np.random.SeedSequence([config.seed, TWIN_SEED, number])
     return config.model_copy(
         update={
-            "seed": int(np.random.SeedSequence([config.seed, TWIN_SEED]).generate_state(1)[0]),
+            "seed": int(draws.generate_state(1)[0]),
             "data": config.data.model_copy(update={"shift": 0}),
             "train": config.train.model_copy(update={"iterations": iterations, "eval_every": 0}),
             "solver": Solver(tail=iterations // 3),

@@ -28,7 +28,7 @@ from dns_onnx.errors import BudgetMissed, CheckpointError, ConfigError, Diverged
 from dns_onnx.journal import Note, Observer, Patience
 from dns_onnx.prices import least
 from dns_onnx.probe import PROBE, Probe, Prober, first_guess
-from dns_onnx.reference import REFERENCE, TWIN, Reference, nearly_perfect, settle
+from dns_onnx.reference import REFERENCE, Reference, nearly_perfect, settle, twin_folders
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.snapshot import put_back, taken
 from dns_onnx.targets import TargetSurgery, goals
@@ -268,8 +268,8 @@ class Search:
             return distributed.wait()
         found = read_trials(self.folder)
         folders = sorted(self.folder.glob("trial-*"))
-        twin = self.folder / TWIN
-        begun = len(folders) > len(found) or checkpoint.latest(twin) is not None
+        twins = list(twin_folders(self.folder))
+        begun = len(folders) > len(found) or any(checkpoint.latest(t) is not None for t in twins)
         if begun or (found and next_plan(found, target_of(found[-1]), self.highest) is not None):
             raise CheckpointError(
                 f"{self.folder}: holds an unfinished search of {len(found)} trials; go on with "
@@ -277,7 +277,7 @@ class Search:
             )
         for folder in folders:
             shutil.rmtree(folder)
-        for folder in (twin, *self.folder.glob("probe-*")):
+        for folder in (*twins, *self.folder.glob("probe-*")):
             shutil.rmtree(folder, ignore_errors=True)
         for name in (TRIALS, REFERENCE, PROBE):
             (self.folder / name).unlink(missing_ok=True)

@@ -16,14 +16,25 @@ from dns_onnx import compress
 from dns_onnx.config import Config, parse_config
 from dns_onnx.errors import CheckpointError, Diverged
 from dns_onnx.pipeline import Result, allowed
-from dns_onnx.reference import MOST, REFERENCE, TWIN, Reference, errors, judged, same, twin_config
+from dns_onnx.reference import (
+    MOST,
+    REFERENCE,
+    TWIN,
+    TWINS,
+    Reference,
+    errors,
+    judged,
+    same,
+    twin_config,
+    twin_folders,
+)
 from dns_onnx.runtime.metrics import metric
 from dns_onnx.train import Run
 from dns_onnx.trials import read_trials
 from tests.conftest import through_crashes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DOUBT = 0.0012523  # the standard error of 0.9905 on 6000 rows
+DOUBT = 2 * 0.0012523  # two standard errors of 0.9905 on 6000 rows
 KNOWN = Reference(0.999, 0.999, "", taught=0.999, twin_taught=0.998, twin=0.9905)
 
 
@@ -80,10 +91,10 @@ def test_a_twin_is_trained_plainly() -> None:
     config = parse_config(
         {"solver": {"type": "adam", "lr": 1e-5}, "data": {"shift": 2}, "seed": 3}, "test"
     )
-    found = twin_config(config, 900)
+    found, other = twin_config(config, 900, 0), twin_config(config, 900, 1)
     assert (found.solver.type, found.solver.lr, found.solver.tail) == ("sgd", 0.01, 300)
     assert (found.data.shift, found.train.iterations, found.train.eval_every) == (0, 900, 0)
-    assert found.seed != config.seed
+    assert len({config.seed, found.seed, other.seed}) == 3
 
 
 # ---------------------------------------------------------------------- on a small net
@@ -156,7 +167,9 @@ def test_the_budget_of_what_is_known_by_heart_counts_from_what_a_twin_loses(
         assert trial.drop == pytest.approx(100 * (found.metric - trial.metric))
     stored = json.loads((result.run_dir / REFERENCE).read_text())
     assert Reference(**stored["reference"]) == found
-    assert not list((result.run_dir / TWIN).glob("step-*"))
+    twins = list(twin_folders(result.run_dir))
+    assert len(twins) == TWINS
+    assert not [step for twin in twins for step in twin.glob("step-*")]
 
 
 def test_trials_start_from_the_original_and_not_from_the_twin(tmp_path: Path) -> None:
@@ -198,7 +211,7 @@ def test_a_twin_that_diverges_leaves_the_original(
 
     whole = Run.train
     monkeypatch.setattr(
-        Run, "train", lambda self, *a: (train if self.folder.name == TWIN else whole)(self, *a)
+        Run, "train", lambda self, *a: (train if TWIN in self.folder.name else whole)(self, *a)
     )
     found = run(tmp_path).reference
     assert found is not None
