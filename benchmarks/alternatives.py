@@ -35,7 +35,8 @@ from dns_onnx.converters.reader import read_model
 from dns_onnx.data import Dataset
 from dns_onnx.journal import silent
 from dns_onnx.pipeline import compress, effective_weights
-from dns_onnx.prepare import input_specs, load_datasets, prepare_run
+from dns_onnx.prepare import prepare_run
+from dns_onnx.rows import input_specs, load_datasets
 from dns_onnx.runtime.sizes import file_bytes
 from dns_onnx.train import Run
 from dns_onnx.trials import Plan, trial_config

@@ -27,7 +27,8 @@ from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
 from dns_onnx.cuts import Cutter
 from dns_onnx.data import Dataset, batches
-from dns_onnx.prepare import input_specs, load_datasets, prepare_run
+from dns_onnx.prepare import prepare_run
+from dns_onnx.rows import input_specs, load_datasets
 from dns_onnx.snapshot import taken
 from dns_onnx.targets import goals
 from dns_onnx.train import Run

@@ -35,7 +35,7 @@ from dns_onnx import report
 from dns_onnx.config import Config, parse_config
 from dns_onnx.converters.reader import read_model
 from dns_onnx.pipeline import compress
-from dns_onnx.prepare import input_specs
+from dns_onnx.rows import input_specs
 from dns_onnx.search import RESULT
 from dns_onnx.trials import TRIALS
 

@@ -30,7 +30,7 @@ from dns_onnx.config import load_recipe
 from dns_onnx.converters.exporter import convert
 from dns_onnx.data import batches
 from dns_onnx.pipeline import compress
-from dns_onnx.prepare import input_specs
+from dns_onnx.rows import input_specs
 from dns_onnx.runtime import session
 from dns_onnx.runtime.judge import Judge, Judged
 from dns_onnx.runtime.sizes import file_bytes

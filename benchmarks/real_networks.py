@@ -28,9 +28,10 @@ from dns_onnx import report
 from dns_onnx.config import Config, parse_config
 from dns_onnx.cuts import Cut
 from dns_onnx.journal import Progress
-from dns_onnx.pipeline import Result, compress
+from dns_onnx.pipeline import compress
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
+from dns_onnx.result import Result
 from dns_onnx.trials import Trial, smallest
 
 console = Console(soft_wrap=True, highlight=False)

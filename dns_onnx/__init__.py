@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from dns_onnx.config import Config, load_config, load_recipe, parse_config
     from dns_onnx.converters.exporter import convert, export_model
     from dns_onnx.converters.importer import import_model
-    from dns_onnx.pipeline import Result, compress
+    from dns_onnx.pipeline import compress
+    from dns_onnx.result import Result
 
 __all__ = [
     "Config",
@@ -25,7 +26,7 @@ __all__ = [
 
 _HOMES = {
     "Config": "dns_onnx.config",
-    "Result": "dns_onnx.pipeline",
+    "Result": "dns_onnx.result",
     "compress": "dns_onnx.pipeline",
     "convert": "dns_onnx.converters.exporter",
     "export_model": "dns_onnx.converters.exporter",

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from dns_onnx.attach import DOES_NOT_RUN
 from dns_onnx.checkpoint import claimed
 from dns_onnx.config import Config
 from dns_onnx.converters.batch import free_batch
-from dns_onnx.converters.exporter import Export, export_model
+from dns_onnx.converters.exporter import export_model
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
 from dns_onnx.cuts import Cut
@@ -32,20 +30,13 @@ from dns_onnx.data import Dataset, all_labels, batches
 from dns_onnx.drawn import WEAK, sized
 from dns_onnx.errors import ConfigError, DataError, NotMain
 from dns_onnx.journal import Note, Observer, silent
-from dns_onnx.prepare import (
-    Prepared,
-    Spared,
-    input_specs,
-    load_datasets,
-    model_feeding,
-    prepare_run,
-    torch_device,
-    with_batch,
-)
+from dns_onnx.prepare import Prepared, prepare_run, torch_device
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
+from dns_onnx.result import Result, finished, layer_results, provenance
+from dns_onnx.rows import input_specs, load_datasets, model_feeding, with_batch
 from dns_onnx.runtime.batching import run as run_in_ort
-from dns_onnx.runtime.check import Check, check
+from dns_onnx.runtime.check import check
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import model_files
@@ -54,51 +45,8 @@ from dns_onnx.train import Outcome, Run, eval_batch
 from dns_onnx.trials import Trial
 
 Array = NDArray[Any]
+Tell = Callable[[Trial | Reference | Cut | Probe | Note], None]
 TRAIN_METRIC_ROWS = 10_000  # rows of training data that stand in where there is nothing better
-
-
-@dataclass(frozen=True)
-class LayerResult:
-    """What was kept of one layer, weights and biases together.  threshold: t at the end."""
-
-    name: str
-    weight: str
-    size: int
-    kept: int
-    threshold: float | None
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished compression: the file, how it came about, and what was found about it.
-
-    started_at: the iteration (of a search: the trial) that it was resumed at, 0 where it was not.
-    metric_source: where the metric was read: "eval", "held-out" or "training" data, the latter two
-        "random" where no data were given.
-    objective: what was learned and what it is judged by, in words.
-    metric: what the result is judged by.  max_drop: how much worse it may be, None if no matter.
-    fingerprint: digests of the model and the data.
-    trials: of a search, in order.  reference: what its drops count from.
-    """
-
-    model: Path
-    path: Path
-    config: Config
-    device: str
-    started_at: int
-    outcome: Outcome
-    layers: list[LayerResult]
-    spared: list[Spared]
-    export: Export
-    check: Check
-    metric_source: str
-    run_dir: Path
-    objective: str
-    metric: Metric
-    max_drop: float | None
-    fingerprint: dict[str, Any]
-    trials: list[Trial] = field(default_factory=list)
-    reference: Reference | None = None
 
 
 def compress(
@@ -117,7 +65,7 @@ def compress(
     drop_dead: bool = False,
     bench_seconds: float = 1.0,
     observe: Observer = silent,
-    tell: Callable[[Trial | Reference | Cut | Probe | Note], None] = lambda found: None,
+    tell: Tell = lambda found: None,
     pick: int | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
 ) -> Result:
@@ -179,27 +127,12 @@ def compress(
     del opened  # which holds all weights
     teaching, heldout = run.objective.remembered(teaching, heldout, config, where)
     with claimed(run.folder) if distributed.is_main() else nullcontext():
-        if config.has_thresholds:
-            if not resume:
-                run.start_fresh()
-            started_at = run.resume() if resume else 0
-            outcome, trials = run.train(teaching, heldout, observe), []
-            thresholds, reference = run.surgery.thresholds(), None
-        else:
-            search = start_search(prepared, teaching, heldout, resume)
-            started_at = len(search.trials)
-            search.settle(observe)
-            reference = search.reference
-            tell(reference)
-            tell(search.explore(tell))
-            best = search.find(observe, tell) if pick is None else search.take(pick)
-            outcome, trials = finished(best, search.trials), search.trials
-            thresholds = best.thresholds
+        done = operate(prepared, teaching, heldout, resume, pick, observe, tell)
     if not distributed.is_main():
         raise NotMain(f"process {distributed.rank()}: the first process writes the result")
     export = export_model(
         model, effective_weights(run), out, format=format, values=values, drop_dead=drop_dead,
-        metadata=provenance(config, run, outcome, str(model)),
+        metadata=provenance(config, run, done.outcome, str(model)),
     )  # fmt: skip
     limit = TRAIN_METRIC_ROWS if source.endswith("training") else None
     # narrow values are not the trained ones: the metric judges them, the arrays must agree
@@ -207,15 +140,52 @@ def compress(
     found = check(
         Path(model), out, evaluation_pairs(judged, config, limit, singly), reference=exact,
         metric=run.objective.metric, outputs=[h.output for h in run.objective.heads],
-        max_drop=allowed(max_drop, reference, run.objective.metric, judged is heldout),
+        max_drop=allowed(max_drop, done.reference, run.objective.metric, judged is heldout),
         seconds=bench_seconds,
     )  # fmt: skip
     found = replace(found, words=[*([weak] if weak else []), *found.words, *prepared.notes])
     return Result(
-        Path(model), out, config, str(where), started_at, outcome, layer_results(run, thresholds),
-        prepared.spared, export, found, source, run.folder, run.objective.said,
-        run.objective.metric, max_drop, run.fingerprint, trials, reference,
+        Path(model), out, config, str(where), done.started_at, done.outcome,
+        layer_results(run, done.thresholds), prepared.spared, export, found, source, run.folder,
+        run.objective.said, run.objective.metric, max_drop, run.fingerprint, done.trials,
+        done.reference,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Operated:
+    """What surgery came to, beside the weights and masks that the model has then.
+
+    thresholds: t at the end, by the weight's name.  started_at, trials, reference: as in Result.
+    """
+
+    outcome: Outcome
+    thresholds: dict[str, float]
+    started_at: int
+    trials: list[Trial] = field(default_factory=list)
+    reference: Reference | None = None
+
+
+def operate(
+    prepared: Prepared, teaching: Dataset, heldout: Dataset | None, resume: bool,
+    pick: int | None, observe: Observer, tell: Tell,
+) -> Operated:  # fmt: skip
+    """Cut, splice and train: by thresholds where they are given, else by a search."""
+    run = prepared.run
+    if run.config.has_thresholds:
+        if not resume:
+            run.start_fresh()
+        started_at = run.resume() if resume else 0
+        outcome = run.train(teaching, heldout, observe)
+        return Operated(outcome, run.surgery.thresholds(), started_at)
+    search = start_search(prepared, teaching, heldout, resume)
+    started_at = len(search.trials)
+    search.settle(observe)
+    tell(search.reference)
+    tell(search.explore(tell))
+    best = search.find(observe, tell) if pick is None else search.take(pick)
+    outcome = finished(best, search.trials)
+    return Operated(outcome, best.thresholds, started_at, search.trials, search.reference)
 
 
 def slow_halves(run: Run) -> list[str]:
@@ -268,12 +238,6 @@ def start_search(
     else:
         search.start_fresh()
     return search
-
-
-def finished(best: Trial, trials: list[Trial]) -> Outcome:
-    """What a search came to, as the outcome of one run."""
-    iterations = sum(t.iterations for t in trials)
-    return Outcome(iterations, sum(t.seconds for t in trials), best.metric, iterations)
 
 
 def refuse_bad_target(out: Path, model: Path) -> None:
@@ -334,35 +298,6 @@ def masked_graph(
         return [v.numpy() if isinstance(v, torch.Tensor) else v for v in values]
 
     return lambda inputs: how.run(compute, [inputs[n] for n in names])
-
-
-def layer_results(run: Run, thresholds: Mapping[str, float]) -> list[LayerResult]:
-    """What each layer under surgery kept.  thresholds: t at the end, by the weight's name."""
-    return [
-        LayerResult(
-            layer.name, layer.key, layer.size(), layer.kept(), thresholds.get(layer.key)
-        )
-        for layer in run.surgery
-    ]  # fmt: skip
-
-
-def provenance(config: Config, run: Run, outcome: Outcome, source: str) -> dict[str, str]:
-    """What the written file says about how it came about (prefixed `dns_onnx.` on export)."""
-    preprocess = config.preprocess.model_dump(mode="json")
-    return {
-        "version": version("dns-onnx"),
-        "source": Path(source).name,
-        "source_sha256": str(run.fingerprint["model"]),
-        "recipe": config.name,
-        "config": json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True),
-        "preprocess": json.dumps(preprocess, sort_keys=True),
-        "output": ",".join(config.train.outputs),
-        "seed": str(config.seed),
-        "iterations": str(outcome.iterations),
-        "kept": str(run.surgery.kept()),
-        "operated": str(run.surgery.size()),
-        "torch": torch.__version__,
-    }
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

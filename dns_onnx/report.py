@@ -16,7 +16,7 @@ import onnxruntime
 import torch
 
 from dns_onnx.errors import ExportError
-from dns_onnx.pipeline import Result
+from dns_onnx.result import Result
 from dns_onnx.runtime.check import Check
 
 Table = tuple[list[str], list[list[str]]]

@@ -12,8 +12,8 @@ import pytest
 from dns_onnx import compress
 from dns_onnx.config import parse_config
 from dns_onnx.cuts import FINE, FIRST, LARGEST, Cut, Cutter, Judge, untrained
-from dns_onnx.pipeline import Result
 from dns_onnx.probe import PROBE, Probe
+from dns_onnx.result import Result
 from dns_onnx.trials import TRIALS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,8 +13,8 @@ from dns_onnx.config import Preprocess
 from dns_onnx.converters.ranges import Draw, draws
 from dns_onnx.drawn import DrawnDataset, sized
 from dns_onnx.errors import ConfigError, DataError
-from dns_onnx.prepare import input_specs
 from dns_onnx.preprocess import InputSpec
+from dns_onnx.rows import input_specs
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 ROWS = np.arange(4)

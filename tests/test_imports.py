@@ -25,7 +25,7 @@ LAYERS = [
      "dns_onnx.trials", "dns_onnx.curvature", "dns_onnx.prepare", "dns_onnx.probe",
      "dns_onnx.reference", "dns_onnx.cuts", "dns_onnx.products", "dns_onnx.reconstruct",
      "dns_onnx.snapshot", "dns_onnx.least_squares", "dns_onnx.terms", "dns_onnx.recurrences",
-     "dns_onnx.watch"},
+     "dns_onnx.watch", "dns_onnx.rows", "dns_onnx.result"},
     {"dns_onnx.pipeline", "dns_onnx.demo"},
     {"dns_onnx.report"},
     {"dns_onnx.page"},

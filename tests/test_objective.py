@@ -20,7 +20,7 @@ from dns_onnx.data import ArrayDataset, Batch
 from dns_onnx.errors import ConfigError, DataError
 from dns_onnx.losses import cross_entropy, ctc, labels_loss, teacher_loss
 from dns_onnx.objective import prepare_objective
-from dns_onnx.prepare import input_specs, model_feeding
+from dns_onnx.rows import input_specs, model_feeding
 from tests.test_attach import branching
 
 CPU = torch.device("cpu")

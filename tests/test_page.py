@@ -21,8 +21,8 @@ from dns_onnx.page.render import in_lines, numeric, render
 from dns_onnx.page.story import Story, gather, lineage, thinned
 from dns_onnx.page.svg import Axis, Plot, around
 from dns_onnx.page.words import compact, duration, listed, nbytes, share
-from dns_onnx.pipeline import Result
 from dns_onnx.reference import Reference
+from dns_onnx.result import Result
 from tests.conftest import small_net
 
 HOSTILE = ("<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "{{ 7 * 7 }} &amp; ]]>")

@@ -23,7 +23,8 @@ from dns_onnx.checkpoint import claimed
 from dns_onnx.config import Config, parse_config
 from dns_onnx.errors import CheckpointError, ConfigError, DataError, TrainingError
 from dns_onnx.masks import Masked
-from dns_onnx.pipeline import Result, slow_halves
+from dns_onnx.pipeline import slow_halves
+from dns_onnx.result import Result
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

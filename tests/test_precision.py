@@ -11,8 +11,8 @@ from dns_onnx import compress
 from dns_onnx.checkpoint import latest
 from dns_onnx.config import Config, parse_config
 from dns_onnx.journal import Progress
-from dns_onnx.pipeline import Result
 from dns_onnx.precision import Precision
+from dns_onnx.result import Result
 
 
 def config(**train: object) -> Config:

@@ -14,7 +14,6 @@ from dns_onnx import compress
 from dns_onnx.config import Config, parse_config
 from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError
-from dns_onnx.pipeline import Result
 from dns_onnx.probe import (
     LEAST_GROWTH,
     PROBE,
@@ -27,6 +26,7 @@ from dns_onnx.probe import (
     next_growth,
     probe_config,
 )
+from dns_onnx.result import Result
 from dns_onnx.runtime.metrics import metric
 from dns_onnx.train import Run
 

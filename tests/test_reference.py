@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from dns_onnx import compress
 from dns_onnx.config import Config, parse_config
 from dns_onnx.errors import CheckpointError, Diverged
-from dns_onnx.pipeline import Result, allowed
+from dns_onnx.pipeline import allowed
 from dns_onnx.reference import (
     MOST,
     REFERENCE,
@@ -28,6 +28,7 @@ from dns_onnx.reference import (
     twin_config,
     twin_folders,
 )
+from dns_onnx.result import Result
 from dns_onnx.runtime.metrics import metric
 from dns_onnx.train import Run
 from dns_onnx.trials import read_trials

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from dns_onnx import compress
 from dns_onnx.config import Config, Target, parse_config
 from dns_onnx.errors import BudgetMissed, CheckpointError, ConfigError
-from dns_onnx.pipeline import Result
+from dns_onnx.result import Result
 from dns_onnx.targets import Descent, goals
 from dns_onnx.train import Run
 from dns_onnx.trials import (

@@ -20,7 +20,7 @@ from dns_onnx.converters.reader import read_model
 from dns_onnx.drawn import sized
 from dns_onnx.errors import ModelError
 from dns_onnx.pipeline import evaluation_pairs, masked_graph
-from dns_onnx.prepare import input_specs
+from dns_onnx.rows import input_specs
 from dns_onnx.runtime.check import check
 from dns_onnx.runtime.session import session
 

@@ -17,10 +17,10 @@ from dns_onnx.converters.exporter import Export
 from dns_onnx.cuts import Cut
 from dns_onnx.errors import ConfigError
 from dns_onnx.journal import Note
-from dns_onnx.pipeline import Result
 from dns_onnx.pipeline import compress as run
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
+from dns_onnx.result import Result
 from dns_onnx.trials import Trial
 
 NAME = "compress"

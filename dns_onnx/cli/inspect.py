@@ -23,7 +23,7 @@ from dns_onnx.converters.reader import read_model
 from dns_onnx.converters.verify import Difference, compare_values
 from dns_onnx.errors import DnsOnnxError, ModelError
 from dns_onnx.masks import holders
-from dns_onnx.prepare import input_specs, model_feeding
+from dns_onnx.rows import input_specs, model_feeding
 from dns_onnx.runtime.inputs import runnable_inputs
 from dns_onnx.runtime.session import session
 from dns_onnx.runtime.sizes import file_bytes

@@ -8,7 +8,7 @@ from dns_onnx.config import to_toml
 from dns_onnx.errors import ExportError
 from dns_onnx.page.render import render
 from dns_onnx.page.story import gather
-from dns_onnx.pipeline import Result
+from dns_onnx.result import Result
 
 
 def write(result: Result, folder: Path, command: str | None = None) -> None:

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from dns_onnx.converters.reader import read_model
 from dns_onnx.journal import Change, Progress, read_log
-from dns_onnx.pipeline import LayerResult, Result
+from dns_onnx.result import LayerResult, Result
 from dns_onnx.surgery import LOWER_EDGE, UPPER_EDGE
 from dns_onnx.trials import Trial, read_trials
 
