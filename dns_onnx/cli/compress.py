@@ -87,7 +87,7 @@ SPARSITY_HELP = "the same as a share of zeros, e.g. 0.98"
 MIN_METRIC_HELP = "the budget as the metric itself, e.g. 0.99"
 REFERENCE_HELP = (
     "what the drop counts from: auto, where the original knows the held-out rows by heart, takes "
-    "what a twin trained anew loses on new rows into account; original does not"
+    "what twins trained anew lose on new rows into account; original does not"
 )
 GRANULARITY_HELP = "what is cut as one: element, blocks such as 1x4 or 4x1, 2:4, or channel"
 PICK_HELP = "with --resume: write this trial of the search rather than the smallest model"
