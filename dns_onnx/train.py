@@ -26,13 +26,18 @@ from dns_onnx.precision import Precision
 from dns_onnx.solver import Optimizer
 from dns_onnx.surgery import Surgery
 
-EVAL_BATCH = 256
+EVAL_BATCH = 256  # rows that are evaluated at a time, at most
+EVAL_TIMES = 4  # times those of a step, which keeps all that its gradients need in memory
 SOLVER_STATE = {"momentum_buffer", "exp_avg", "exp_avg_sq", "step"}  # what SGD and Adam remember
 
 
 def eval_batch(config: Config) -> int:
-    """Rows that are evaluated at a time; one where rows may differ in length (data.batch = 1)."""
-    return 1 if config.data.batch == 1 else EVAL_BATCH
+    """Rows that are evaluated at a time; one where rows may differ in length (data.batch = 1).
+
+    Whoever lowers data.batch for want of memory has enough for these, too.
+    """
+    batch = config.data.batch
+    return 1 if batch == 1 else min(EVAL_TIMES * batch, EVAL_BATCH)
 
 
 @dataclass

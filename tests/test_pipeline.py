@@ -25,6 +25,7 @@ from dns_onnx.errors import CheckpointError, ConfigError, DataError, TrainingErr
 from dns_onnx.masks import Masked
 from dns_onnx.pipeline import slow_halves
 from dns_onnx.result import Result
+from dns_onnx.train import eval_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -389,3 +390,16 @@ def test_a_run_stopped_twice_and_resumed_is_bit_identical(small: Path, number: i
         for f in (small / "whole.run" / "log.jsonl", small / "cut.run" / "log.jsonl")
     ]
     assert looks[0] == looks[1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows"),
+    [
+        pytest.param(1, 1, id="rows may differ in length"),
+        pytest.param(4, 16, id="little memory"),
+        pytest.param(64, 256, id="default"),
+        pytest.param(512, 256, id="never more"),
+    ],
+)
+def test_evaluation_takes_batches_that_fit_where_training_does(batch: int, rows: int) -> None:
+    assert eval_batch(parse_config({"data": {"batch": batch}}, "test")) == rows
