@@ -25,7 +25,7 @@ from dns_onnx.attach import to_device
 from dns_onnx.curvature import drawn_loss, put_gradients
 from dns_onnx.data import Dataset
 from dns_onnx.feed import Feed
-from dns_onnx.reconstruct import Reconstruction, enough_rows
+from dns_onnx.fit.reconstruct import Reconstruction, enough_rows
 from dns_onnx.reference import same, spread
 from dns_onnx.snapshot import put_back, taken
 from dns_onnx.targets import DRAWN_EVERY, Descent, Goal, TargetSurgery

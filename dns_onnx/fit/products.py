@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dns_onnx.terms import Call, Layer, Origin, Owner, Term, fit_sum, sample
+from dns_onnx.fit.terms import Call, Layer, Origin, Owner, Term, fit_sum, sample
 
 CONV: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 TRANSPOSED: dict[Any, int] = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dns_onnx.products import product
+from dns_onnx.fit.products import product
 
 
 def drawn(*shape: int) -> Tensor:

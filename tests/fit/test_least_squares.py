@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dns_onnx import least_squares
-from dns_onnx.least_squares import NormalEquations, best_fit
+from dns_onnx.fit import least_squares
+from dns_onnx.fit.least_squares import NormalEquations, best_fit
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from dns_onnx.attach import TrainingGraph
+from dns_onnx.fit.terms import Call, Layer
+from dns_onnx.fit.watch import Watch
 from dns_onnx.masks import Masked
-from dns_onnx.terms import Call, Layer
-from dns_onnx.watch import Watch
 
 PLACES = 8192  # of a layer's results that it is fitted on, at most
 STAGES = 16  # at most, where rows go in piece by piece: each sees what those before it mended

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dns_onnx.converters.ops.rnn import Way, through_time
-from dns_onnx.terms import Call, Layer, Origin, Owner, Term, fit_sum, sample
+from dns_onnx.fit.terms import Call, Layer, Origin, Owner, Term, fit_sum, sample
 
 ROUNDS = 3
 X, ONE, STATES = 0, 1, 2  # what is met: the layer's input, one, what each part of R multiplies

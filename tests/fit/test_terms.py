@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dns_onnx.fit.terms import Origin, Term, fit_sum, sample
 from dns_onnx.masks import Masked
-from dns_onnx.terms import Origin, Term, fit_sum, sample
 
 
 def holder(*shape: int) -> Masked:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dns_onnx.converters.ops.rnn import through_time
+from dns_onnx.fit.products import product_call
+from dns_onnx.fit.recurrences import recurrence_call
+from dns_onnx.fit.terms import Call, Origin, geometry
 from dns_onnx.masks import Masked
-from dns_onnx.products import product_call
-from dns_onnx.recurrences import recurrence_call
-from dns_onnx.terms import Call, Origin, geometry
 
 Seen = Callable[[Call], Any]
 

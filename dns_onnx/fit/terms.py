@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dns_onnx.least_squares import best_fit
+from dns_onnx.fit.least_squares import best_fit
 from dns_onnx.masks import Masked
 
 

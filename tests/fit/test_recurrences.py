@@ -11,12 +11,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from dns_onnx import recurrences
 from dns_onnx.attach import TrainingGraph
 from dns_onnx.converters.heads import Head
 from dns_onnx.converters.importer import import_model
+from dns_onnx.fit import recurrences
+from dns_onnx.fit.reconstruct import Reconstruction
 from dns_onnx.masks import Masked, holders
-from dns_onnx.reconstruct import Reconstruction
 from dns_onnx.runtime.batching import Feeding
 
 pytestmark = pytest.mark.usefixtures("one_thread")

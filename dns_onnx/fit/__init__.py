@@ -1,0 +1,1 @@
+"""What stays of pruned layers, fitted to what the layers gave before."""
