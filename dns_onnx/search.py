@@ -16,12 +16,14 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from dns_onnx import checkpoint, distributed
+from dns_onnx.budget import Budget
 from dns_onnx.cuts import Cut, Cutter, untrained
 from dns_onnx.data import Dataset
 from dns_onnx.errors import BudgetMissed, CheckpointError, ConfigError, Diverged
@@ -47,7 +49,6 @@ from dns_onnx.trials import (
 )
 
 RESULT = "result.safetensors"
-DEFAULT_DROP = 0.1
 
 
 class Search:
@@ -71,6 +72,19 @@ class Search:
         self.highest = run.surgery.size() / sum(map(least, run.surgery))
         self.trials: list[Trial] = []
 
+    @property
+    def budget(self) -> Budget:
+        """What the model may lose, by the reference as it is known now."""
+        return Budget(self.target, self.run.objective.metric, self.reference.metric, self.answers)
+
+    @cached_property
+    def answers(self) -> int:
+        """How many held-out answers the metric counts; 0 where it counts none."""
+        run = self.run
+        found = run.objective.counted(run.model.eval(), self.heldout, run.device)
+        run.model.train()
+        return found
+
     # ------------------------------------------------------------------ the search
 
     def settle(self, observe: Observer) -> None:
@@ -78,7 +92,7 @@ class Search:
 
         Raises CheckpointError where the trials so far counted from something else.
         """
-        if self.drop_allowed is not None:
+        if self.budget.drop is not None:
             iterations = first_guess(self.config, len(self.data))
             self.reference = settle(
                 self.run, self.data, self.heldout, self.original, iterations, observe
@@ -102,8 +116,8 @@ class Search:
             self.first, Patience(tell),
         )  # fmt: skip
         prober = Prober(
-            cutter, self.heldout, self.within_budget if budget else None, self.highest,
-            self._worth(), not nearly_perfect(run.objective.metric, self.original),
+            cutter, self.heldout, self.budget.holds if budget else None, self.highest,
+            self.budget.worth, not nearly_perfect(run.objective.metric, self.original),
         )  # fmt: skip
         asked = None if self.target.density is None else 1.0 / self.target.density
         found = prober.find(asked, tell)
@@ -117,13 +131,6 @@ class Search:
         put_back(run, self.first)
         return found
 
-    def _worth(self) -> float | None:
-        """How many held-out answers the allowed drop is; None where it is not counted in them."""
-        run, drop = self.run, self.drop_allowed
-        answers = run.objective.counted(run.model.eval(), self.heldout, run.device)
-        run.model.train()
-        return drop / 100 * answers if drop is not None and answers else None
-
     def _untrained(self, cuts: Sequence[Cut]) -> Trial:
         """The trial that was cut so, and not trained."""
         number, fitted = len(self.trials), any(cut.fitted for cut in cuts)
@@ -136,19 +143,9 @@ class Search:
             run.folder.mkdir(parents=True, exist_ok=True)
             _save(run, run.folder)
         metric = run.score(self.heldout)
-        held = self.within_budget(metric)
+        held = self.budget.holds(metric)
         note = f"cut{' and fitted' if fitted else ''}, not trained"
         return self._trial(number, plan, run, metric, held, note)
-
-    @property
-    def drop_allowed(self) -> float | None:
-        """The drop that a trial may have; None where none counts."""
-        target = self.target
-        if target.density is not None:
-            return None  # the size is what was asked for
-        if target.max_drop is None and target.min_metric is None:
-            return DEFAULT_DROP
-        return target.max_drop
 
     def find(self, observe: Observer, tell: Callable[[Trial], None]) -> Trial:
         """Search to the end; the model is then the smallest one within the budget.
@@ -195,16 +192,7 @@ class Search:
             metric = run.score(self.heldout)
         if distributed.is_main():
             _save(run, self._folder(number))
-        return self._trial(number, plan, run, metric, self.within_budget(metric), "")
-
-    def within_budget(self, metric: float) -> bool:
-        """Whether a model with this held-out metric may be the result."""
-        measure, target, drop = self.run.objective.metric, self.target, self.drop_allowed
-        if target.density is not None:
-            return True
-        if target.min_metric is not None and measure.better(target.min_metric, metric):
-            return False
-        return drop is None or measure.drop(self.reference.metric, metric) <= drop + 1e-9
+        return self._trial(number, plan, run, metric, self.budget.holds(metric), "")
 
     def _run(self, plan: Plan, number: int) -> Run:
         """The run of one trial, from the weights and masks that the model has now."""

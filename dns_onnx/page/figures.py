@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 
 from markupsafe import Markup
 
+from dns_onnx.budget import DEFAULT_DROP
 from dns_onnx.journal import Progress
 from dns_onnx.page.story import Histogram, Story, lineage, thinned
 from dns_onnx.page.svg import Axis, Plot, Point, around
 from dns_onnx.page.words import compact, listed, reading, share, signless
 from dns_onnx.report import Table
 from dns_onnx.runtime.metrics import Metric
-from dns_onnx.search import DEFAULT_DROP
 from dns_onnx.trials import Plan, Trial
 
 WIDE, NARROW = 880, 360  # pixels: the sizes that a figure is drawn for
