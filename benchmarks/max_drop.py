@@ -4,7 +4,8 @@
 
 Which is `dns-onnx compress lenet5_dense.onnx --max-drop 0` on the training images, once a seed: the
 search, its reference and the result are decided on training rows alone, and the test images are
-read once, at the end.  A seed that is finished is not run again, and one that was stopped goes on.
+read once, at the end.  A seed that is finished is not run again, and one that was stopped goes on;
+with --stopped it does not, and the smallest model that it had found is judged.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dns_onnx.cuts import Cut
 from dns_onnx.journal import Note, Progress
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
-from dns_onnx.trials import Trial, smallest
+from dns_onnx.trials import Trial, read_trials, smallest
 
 SCALE = "scale=0.00390625"  # grey levels / 256, as the nets were trained
 console = Console(soft_wrap=True, highlight=False)
@@ -37,6 +38,7 @@ def main(
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="default: 0 1 2")] = None,
     iterations: Annotated[int | None, typer.Option(help="of a trial; default: its own")] = None,
     trials: Annotated[int | None, typer.Option(help="at most; default: its own")] = None,
+    stopped: Annotated[bool, typer.Option(help="take what unfinished searches found")] = False,
     out: Annotated[Path | None, typer.Option(help="write the table there, .md and .json")] = None,
 ) -> None:
     """Search once for each seed, and print the table."""
@@ -49,7 +51,7 @@ def main(
         values |= {"target": {"trials": trials}} if trials else {}
         done = work / f"seed-{seed}.json"
         if not done.exists():
-            found = search(model, mnist, work, parse_config(values, "max_drop"))
+            found = search(model, mnist, work, parse_config(values, "max_drop"), stopped)
             done.write_text(json.dumps({**values, **found}, indent=1), "utf-8")
         rows.append(json.loads(done.read_text("utf-8")))
     text = table(rows)
@@ -62,12 +64,16 @@ def main(
         out.with_suffix(".json").write_text(values + "\n", "utf-8")
 
 
-def search(model: Path, mnist: Path, work: Path, config: Config) -> dict[str, Any]:
-    """One search; all that the table and its reader need of it."""
-    data = f"mnist:{mnist}?{SCALE}"
+def search(model: Path, mnist: Path, work: Path, config: Config, stopped: bool) -> dict[str, Any]:
+    """One search; all that the table and its reader need of it.
+
+    stopped: take what it has found so far.
+    """
+    data, out = f"mnist:{mnist}?{SCALE}", work / f"seed-{config.seed}.onnx"
+    known = smallest(read_trials(out.with_suffix(".run"))) if stopped else None
     result = compress(
-        model, work / f"seed-{config.seed}.onnx", train=data, eval=data, max_drop=0.0,
-        device="cpu", config=config, resume=True, observe=say, tell=say, bench_seconds=0.01,
+        model, out, train=data, eval=data, max_drop=0.0, device="cpu", config=config, resume=True,
+        pick=known.trial if known else None, observe=say, tell=say, bench_seconds=0.01,
     )  # fmt: skip
     best, judged, reference = smallest(result.trials), result.check.metric, result.reference
     assert best is not None
@@ -78,7 +84,7 @@ def search(model: Path, mnist: Path, work: Path, config: Config) -> dict[str, An
         "ratio": best.ratio, "kept": best.kept, "heldout": best.metric,
         "test_before": judged.before, "test_after": judged.after, "reference": asdict(reference),
         "seconds": result.outcome.seconds, "layers": best.layers,
-        "trials": [{k: getattr(t, k) for k in keys} for t in result.trials],
+        "trials": [{k: getattr(t, k) for k in keys} for t in result.trials], "stopped": stopped,
     }  # fmt: skip
 
 
@@ -105,7 +111,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     cells = [
         [str(r["seed"]), wrong(r["reference"]["original"]), wrong(r["reference"]["metric"]),
          wrong(r["heldout"]), f"{r['ratio']:.1f}x", f"{r['kept']:,}", wrong(r["test_before"]),
-         wrong(r["test_after"]), str(len(r["trials"])),
+         wrong(r["test_after"]), f"{len(r['trials'])}{', stopped' if r.get('stopped') else ''}",
          f"{sum(t['iterations'] for t in r['trials']):,}", f"{r['seconds'] / 60:.0f}"]
         for r in rows
     ]  # fmt: skip
