@@ -213,7 +213,8 @@ class Target(_Strict):
     trials: at most so many; iterations are those of one trial.  growth: factor on the compression
         from trial to trial while all goes well.  precision: to this factor the search finds the
         highest compression within the budget.  longer: how often it then doubles the iterations of
-        a trial, and goes on from what it found.
+        a trial, and goes on from what it found; default: twice where a trial is short even then
+        (`probe`), else once.
     """
 
     compression: float | None = Field(None, gt=1)
@@ -225,7 +226,7 @@ class Target(_Strict):
     trials: int = Field(16, ge=1)
     growth: float = Field(4.0, gt=1)
     precision: float = Field(1.1, gt=1)
-    longer: int = Field(1, ge=0)
+    longer: int | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _one_goal(self) -> Target:

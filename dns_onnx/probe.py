@@ -48,6 +48,7 @@ LEAST_GROWTH = 1.2  # of the compression, from one trial to the next
 TRIAL_ITERATIONS, LEAST_ITERATIONS = 8000, 250  # where the settings do not say, within these:
 EPOCHS = 60  # that a trial goes through the teaching rows at most
 TRIAL_SECONDS = 1200  # that a trial may take; its iterations are halved until they fit
+LONGER = 1  # times that a search doubles them; once more where such a trial still fits
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Probe:
     given.  losses: held-out, after each solver's probe.  seconds: of an iteration.  iterations:
     of a trial.  teacher: the original's part of the loss; None where that was not open.
     worth: how many held-out answers the budget is; None where none are counted.  cuts: all that
-    were tried, in order.
+    were tried, in order.  longer: how often a trial's iterations may double.
     """
 
     ratio: float
@@ -70,6 +71,7 @@ class Probe:
     teacher: float | None = None
     worth: float | None = None
     cuts: list[Cut] = field(default_factory=list)
+    longer: int = LONGER
 
     @property
     def said(self) -> str:
@@ -95,10 +97,12 @@ class Probe:
         """The settings of a search with what was found in them."""
         train = config.train.model_copy(update={"iterations": self.iterations})
         solver = config.solver.model_copy(update=self.solver)
+        longer = self.longer if config.target.longer is None else config.target.longer
         distill = {} if self.teacher is None else {"weight": self.teacher}
         return config.model_copy(
             update={
                 "train": train, "solver": solver,
+                "target": config.target.model_copy(update={"longer": longer}),
                 "distill": config.distill.model_copy(update=distill),
             }
         )  # fmt: skip
@@ -181,9 +185,12 @@ class Prober:
                 if teacher:
                     best = last_best(plain.metric, [r[2] for r in results])
                 solver = {"type": SOLVERS[best][0], "lr": SOLVERS[best][1]}
+        longer = LONGER
         if timed:
-            iterations = in_time(iterations, distributed.from_main(seconds))
-        return Probe(ratio, solver, losses, seconds, iterations, teacher, self.worth, cuts)
+            pace = distributed.from_main(seconds)
+            iterations = in_time(iterations, pace)
+            longer = doublings(iterations, pace)
+        return Probe(ratio, solver, losses, seconds, iterations, teacher, self.worth, cuts, longer)
 
     def _teacher(self, start: dict[str, Tensor], ratio: float, iterations: int) -> float:
         """The original's part of the loss: none where labels alone leave as good a metric."""
@@ -309,6 +316,12 @@ def in_time(iterations: int, seconds: float) -> int:
     while iterations * seconds > TRIAL_SECONDS and iterations // 2 >= LEAST_ITERATIONS:
         iterations //= 2
     return iterations
+
+
+def doublings(iterations: int, seconds: float) -> int:
+    """How often a trial's iterations may double at a limit, by what one of them takes."""
+    fits = seconds * iterations * 2 ** (LONGER + 1) <= TRIAL_SECONDS
+    return LONGER + 1 if fits else LONGER
 
 
 # ---------------------------------------------------------------------- the run folder

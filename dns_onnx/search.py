@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from dns_onnx import checkpoint, distributed
 from dns_onnx.budget import Budget
+from dns_onnx.config import Target
 from dns_onnx.cuts import Cut, Cutter, untrained
 from dns_onnx.data import Dataset
 from dns_onnx.errors import BudgetMissed, CheckpointError, ConfigError, Diverged
@@ -67,10 +68,15 @@ class Search:
         self.run, self.sparsity, self.data, self.heldout = run, sparsity, data, heldout
         self.original = original
         self.reference = Reference(original, original, "")
-        self.folder, self.config, self.target = run.folder, run.config, run.config.target
+        self.folder, self.config = run.folder, run.config
         self.first = taken(run)
         self.highest = run.surgery.size() / sum(map(least, run.surgery))
         self.trials: list[Trial] = []
+
+    @property
+    def target(self) -> Target:
+        """What the search is after, with what `explore` found in it."""
+        return self.config.target
 
     @property
     def budget(self) -> Budget:

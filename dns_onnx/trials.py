@@ -16,7 +16,7 @@ import numpy as np
 
 from dns_onnx.config import Config, Target, parse_config
 from dns_onnx.errors import CheckpointError
-from dns_onnx.probe import next_growth
+from dns_onnx.probe import LONGER, next_growth
 from dns_onnx.targets import Descent
 
 TRIALS = "trials.jsonl"
@@ -116,7 +116,7 @@ def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf
         return Plan(nearest, nearer, longer=longer)
     if nearest / low > target.precision:
         return Plan(math.sqrt(low * nearest), parent, longer=longer)
-    if longer < target.longer:
+    if longer < (LONGER if target.longer is None else target.longer):
         return Plan(nearest, parent, longer=longer + 1)
     return None
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from dns_onnx.attach import TrainingGraph, ending_at, proven_feeding
+from dns_onnx.attach import TrainingGraph, ending_at, proven_feeding, to_device
 from dns_onnx.converters.heads import Head
 from dns_onnx.converters.importer import import_model
+from dns_onnx.data import Batch
 from dns_onnx.errors import ConfigError, DataError
 from dns_onnx.masks import holders
 from dns_onnx.runtime.batching import Feeding
@@ -53,6 +54,19 @@ def test_a_graph_ends_where_it_is_told_and_leaves_the_whole_as_it_was() -> None:
     assert torch.equal(copied(x, flag)[0], y)
     with pytest.raises(ConfigError, match=r"\['t'\] are not computed"):
         ending_at(graph, ["t"])
+
+
+def test_images_of_one_channel_are_said_to_be_channels_last() -> None:
+    """A convolution of torch on a CPU goes by that, and is faster so."""
+    rng, cpu = np.random.default_rng(0), torch.device("cpu")
+    for shape, last in [((2, 1, 5, 4), True), ((2, 3, 5, 4), False), ((2, 1, 5), False)]:
+        given = rng.random(shape, np.float32)
+        (x,), _ = to_device(Batch({"x": given}, {}), cpu)
+        np.testing.assert_array_equal(x.numpy(), given)
+        assert (x.stride(1) == 1) == last
+    (image,), _ = to_device(Batch({"x": rng.random((2, 1, 5, 4), np.float32)}, {}), cpu)
+    maps = torch.conv2d(image, torch.ones(3, 1, 2, 2))
+    assert maps.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_rows_that_do_not_fit_are_told_once_and_without_code(

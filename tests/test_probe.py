@@ -20,6 +20,7 @@ from dns_onnx.probe import (
     SOLVERS,
     Probe,
     choice,
+    doublings,
     first_guess,
     in_time,
     last_best,
@@ -98,6 +99,18 @@ def test_iterations_follow_from_the_rows(rows: int, given: int | None, iteration
 @pytest.mark.parametrize(("seconds", "iterations"), [(0.1, 8000), (0.2, 4000), (9.0, 250)])
 def test_slow_nets_get_fewer_iterations(seconds: float, iterations: int) -> None:
     assert in_time(8000, seconds) == iterations
+
+
+def test_where_even_four_times_the_iterations_fit_a_search_may_double_twice() -> None:
+    assert doublings(8000, 0.02) == 2
+    assert doublings(8000, 0.04) == 1
+    assert doublings(250, 0.04) == 2
+
+
+def test_what_a_probe_says_of_doubling_gives_way_to_the_settings() -> None:
+    found = Probe(1.0, {}, {}, 0.01, 8000, longer=2)
+    assert found.applied(parse_config({}, "t")).target.longer == 2
+    assert found.applied(parse_config({"target": {"longer": 0}}, "t")).target.longer == 0
 
 
 def test_a_probe_comes_up_and_goes_down_within_a_small_part_of_a_trial() -> None:
