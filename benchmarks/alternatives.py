@@ -42,7 +42,7 @@ from dns_onnx.train import Run
 from dns_onnx.trials import Plan, trial_config
 
 NETS = {"lenet300100": 8000, "lenet5": 4000}  # iterations
-SIZES = {"lenet300100": (0.90, 0.95, 0.98, 0.99), "lenet5": (0.90, 0.98, 0.99)}
+SIZES = {"lenet300100": (0.90, 0.95, 0.98, 0.99), "lenet5": (0.90, 0.95, 0.98, 0.99)}
 PREPROCESS = Preprocess(scale=1 / 256)
 console = Console(soft_wrap=True, highlight=False)
 
@@ -63,6 +63,9 @@ class Found:
     path: str
     bytes: int
     said: dict[str, Any]
+
+
+Judged = tuple[list[Found], list[float | None]]  # runs, and what each gets wrong on test images
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,9 @@ def main(
                 steps = 0 if name in ONE_SHOT else iterations or NETS[n]
                 chosen.append(seeds_of(n, sparsity, name, seeds, steps, rate, places))
     errors = [[tested(f, places) if test else None for f in found] for found in chosen]
-    text = table(chosen, errors)
-    console.print(text, markup=False)
+    console.print(table(chosen, errors), markup=False)
     if out is not None:
-        write(out, chosen, errors, text)
+        write(out, chosen, errors)
 
 
 def seeds_of(
@@ -251,25 +253,60 @@ def mean_heldout(found: list[Found]) -> float:
     return statistics.mean(f.heldout for f in found)
 
 
-def write(
-    out: Path, chosen: list[list[Found]], errors: list[list[float | None]], text: str
-) -> None:
+def write(out: Path, chosen: list[list[Found]], errors: list[list[float | None]]) -> None:
     """The table and the figures behind it, with machine and versions."""
     machine = {**report.machine(), "threads a run": "1"}
     versions = {f.said["version"] for found in chosen for f in found if "version" in f.said}
     if versions:
         machine["onnxsim"] = " ".join(sorted(versions))
+    pairs = [*zip(chosen, errors, strict=True)]
+    if out.with_suffix(".json").exists():
+        before = json.loads(out.with_suffix(".json").read_text("utf-8"))
+        machine = both(before["machine"], machine)
+        pairs += others(before["rows"], chosen)
+        pairs.sort(key=lambda pair: order(pair[0][0].job))
+    text = table([found for found, _ in pairs], [error for _, error in pairs])
     where = ", ".join(f"{k} {v}" for k, v in machine.items())
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text(f"{text}\n\nMeasured with: {where}.\n", "utf-8")
     rows = [
         {**asdict(f), **asdict(f.job), "test": e, "path": None, "job": None}
-        for found, error in zip(chosen, errors, strict=True)
+        for found, error in pairs
         for f, e in zip(found, error, strict=True)
     ]
     values = {"machine": machine, "rows": [{k: v for k, v in r.items() if v is not None}
                                            for r in rows]}  # fmt: skip
     out.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+
+
+def others(rows: list[dict[str, Any]], chosen: list[list[Found]]) -> list[Judged]:
+    """What a table has of sizes that were not run now, trained for as long as these."""
+    now = {(f.job.net, f.job.sparsity) for found in chosen for f in found}
+    lengths = {f.job.iterations for found in chosen for f in found} | {0}
+    groups: dict[tuple[Any, ...], Judged] = {}
+    for row in rows:
+        job = Job(**{k: row[k] for k in Job.__dataclass_fields__})
+        if (job.net, job.sparsity) in now or job.iterations not in lengths:
+            continue
+        values = {k: row[k] for k in Found.__dataclass_fields__ if k in row}
+        found, error = groups.setdefault((job.net, job.sparsity, job.method), ([], []))
+        found.append(Found(**{**values, "job": job, "path": ""}))
+        error.append(row.get("test"))
+    return list(groups.values())
+
+
+def both(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """Two descriptions of where something was measured; both values where they differ."""
+    joined = {
+        k: " and ".join(dict.fromkeys([*before[k].split(" and "), now[k]]))
+        for k in before.keys() & now.keys()
+    }
+    return before | now | joined
+
+
+def order(job: Job) -> tuple[int, float, int]:
+    """Where a job's line stands."""
+    return list(NETS).index(job.net), job.sparsity, list(METHODS).index(job.method)
 
 
 if __name__ == "__main__":

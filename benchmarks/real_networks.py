@@ -59,7 +59,7 @@ NETS = {
     "gtcrn_simple": Net("original", 1.0, 16, 120),
     "magika_v1": Net("original", 1.0, 8, 60, {"train": {"metric": "relative-error"}}),
     "squeezenet_fp32_from_fp16": Net(
-        "original", 0.5, 16, 40, {"distill": {"weight": 1.0}, "data": {"holdout": 0.5}}
+        "original", 0.5, 16, 200, {"distill": {"weight": 1.0}, "data": {"holdout": 0.5}}
     ),
     "ultraface_rfb_320": Net("original", 1.0, 8, 40),
 }
