@@ -26,7 +26,7 @@ from onnx import numpy_helper
 from rich.console import Console
 
 from dns_onnx import report, sources
-from dns_onnx.config import load_recipe
+from dns_onnx.config_files import load_recipe
 from dns_onnx.converters.exporter import convert
 from dns_onnx.data import batches
 from dns_onnx.pipeline import compress

@@ -36,8 +36,8 @@ from dns_onnx.config import Preprocess, parse_config
 from dns_onnx.converters.batch import free_batch
 from dns_onnx.converters.importer import import_model
 from dns_onnx.data import ArrayDataset
+from dns_onnx.pace import TRIAL_ITERATIONS
 from dns_onnx.prepare import prepare_run
-from dns_onnx.probe import TRIAL_ITERATIONS
 from dns_onnx.rows import input_specs
 from dns_onnx.surgery import Surgery
 from dns_onnx.targets import LISTEN_EVERY, PRICE_EVERY, Descent, TargetSurgery, goals

@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dns_onnx.config import Config, load_config, load_recipe, parse_config
+    from dns_onnx.config import Config, parse_config
+    from dns_onnx.config_files import load_config, load_recipe
     from dns_onnx.converters.exporter import convert, export_model
     from dns_onnx.converters.importer import import_model
     from dns_onnx.pipeline import compress
@@ -31,8 +32,8 @@ _HOMES = {
     "convert": "dns_onnx.converters.exporter",
     "export_model": "dns_onnx.converters.exporter",
     "import_model": "dns_onnx.converters.importer",
-    "load_config": "dns_onnx.config",
-    "load_recipe": "dns_onnx.config",
+    "load_config": "dns_onnx.config_files",
+    "load_recipe": "dns_onnx.config_files",
     "parse_config": "dns_onnx.config",
 }
 

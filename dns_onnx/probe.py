@@ -27,6 +27,7 @@ from dns_onnx.cuts import Cut, Cutter, Judge
 from dns_onnx.data import Dataset, batches
 from dns_onnx.errors import CheckpointError, Diverged
 from dns_onnx.journal import silent
+from dns_onnx.pace import LONGER, doublings, first_guess, in_time, next_growth
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.snapshot import put_back, taken
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
@@ -43,12 +44,6 @@ SHORT = 5  # but never more than a fifth of them
 PROBE_ROWS = 1024  # held-out rows that judge it
 FEW_ANSWERS = 5  # that a budget may be before chance decides more than the search
 BEYOND = 1.5  # times what cuts alone reach, at most: what short trainings have to mend
-LEAST_GROWTH = 1.2  # of the compression, from one trial to the next
-
-TRIAL_ITERATIONS, LEAST_ITERATIONS = 8000, 250  # where the settings do not say, within these:
-EPOCHS = 60  # that a trial goes through the teaching rows at most
-TRIAL_SECONDS = 1200  # that a trial may take; its iterations are halved until they fit
-LONGER = 1  # times that a search doubles them; once more where such a trial still fits
 
 
 @dataclass(frozen=True)
@@ -288,40 +283,6 @@ def last_best(measure: Metric, values: Sequence[float]) -> int:
     for i, value in enumerate(values):
         best = best if measure.better(values[best], value) else i
     return best
-
-
-def next_growth(reached: Sequence[float], most: float) -> float:
-    """The factor from the compression reached last to the next.
-
-    reached: those within the budget so far, the first without training.  A net that went far
-    without goes on in large steps, others in small ones, which grow while all goes well.
-    """
-    step = (reached[-1] / reached[-2]) ** 2 if len(reached) > 1 else math.sqrt(reached[-1])
-    return min(max(step, LEAST_GROWTH), most)
-
-
-def first_guess(config: Config, rows: int) -> int:
-    """Iterations of a trial, before anything is known but the number of teaching rows."""
-    if "iterations" in config.train.model_fields_set:
-        return config.train.iterations
-    epoch = math.ceil(rows / config.data.batch)
-    return min(max(EPOCHS * epoch, LEAST_ITERATIONS), TRIAL_ITERATIONS)
-
-
-def in_time(iterations: int, seconds: float) -> int:
-    """Iterations of a trial that takes no more than TRIAL_SECONDS, if it can.
-
-    Halved, not divided: a measurement that varies seldom says something else.
-    """
-    while iterations * seconds > TRIAL_SECONDS and iterations // 2 >= LEAST_ITERATIONS:
-        iterations //= 2
-    return iterations
-
-
-def doublings(iterations: int, seconds: float) -> int:
-    """How often a trial's iterations may double at a limit, by what one of them takes."""
-    fits = seconds * iterations * 2 ** (LONGER + 1) <= TRIAL_SECONDS
-    return LONGER + 1 if fits else LONGER
 
 
 # ---------------------------------------------------------------------- the run folder

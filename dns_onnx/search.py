@@ -29,8 +29,9 @@ from dns_onnx.cuts import Cut, Cutter, untrained
 from dns_onnx.data import Dataset
 from dns_onnx.errors import BudgetMissed, CheckpointError, ConfigError, Diverged
 from dns_onnx.journal import Note, Observer, Patience
+from dns_onnx.pace import first_guess
 from dns_onnx.prices import least
-from dns_onnx.probe import PROBE, Probe, Prober, first_guess
+from dns_onnx.probe import PROBE, Probe, Prober
 from dns_onnx.reference import REFERENCE, Reference, nearly_perfect, settle, twin_folders
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.snapshot import put_back, taken

@@ -16,7 +16,7 @@ import numpy as np
 
 from dns_onnx.config import Config, Target, parse_config
 from dns_onnx.errors import CheckpointError
-from dns_onnx.probe import LONGER, next_growth
+from dns_onnx.pace import LONGER, next_growth
 from dns_onnx.targets import Descent
 
 TRIALS = "trials.jsonl"

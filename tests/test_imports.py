@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 # Lower layers may not import higher ones; modules of one layer may import each other.
 LAYERS = [
     {"dns_onnx.errors", "dns_onnx.entry"},
-    {"dns_onnx.masks", "dns_onnx.checkpoint", "dns_onnx.config", "dns_onnx.interrupt",
-     "dns_onnx.distributed", "dns_onnx.precision"},
+    {"dns_onnx.masks", "dns_onnx.checkpoint", "dns_onnx.config", "dns_onnx.config_files",
+     "dns_onnx.pace", "dns_onnx.interrupt", "dns_onnx.distributed", "dns_onnx.precision"},
     {"dns_onnx.granularity"},
     {"dns_onnx.preprocess", "dns_onnx.data", "dns_onnx.drawn", "dns_onnx.images",
      "dns_onnx.surgery", "dns_onnx.prices", "dns_onnx.targets", "dns_onnx.solver",

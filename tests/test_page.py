@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from dns_onnx import compress, page
-from dns_onnx.config import load_config, parse_config
+from dns_onnx.config import parse_config
+from dns_onnx.config_files import load_config
 from dns_onnx.errors import CheckpointError
 from dns_onnx.journal import Change, Progress
 from dns_onnx.page.figures import _budget, undominated

@@ -15,16 +15,11 @@ from dns_onnx.config import Config, parse_config
 from dns_onnx.data import Dataset
 from dns_onnx.errors import CheckpointError
 from dns_onnx.probe import (
-    LEAST_GROWTH,
     PROBE,
     SOLVERS,
     Probe,
     choice,
-    doublings,
-    first_guess,
-    in_time,
     last_best,
-    next_growth,
     probe_config,
 )
 from dns_onnx.result import Result
@@ -32,15 +27,6 @@ from dns_onnx.runtime.metrics import metric
 from dns_onnx.train import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.mark.parametrize(
-    ("reached", "growth"),
-    [([1.0], LEAST_GROWTH), ([2.25], 1.5), ([25.0], 4.0), ([1.5, 2.25], 2.25), ([2.0, 8.0], 4.0),
-     ([1.1, 1.32], 1.44)],
-)  # fmt: skip
-def test_steps_grow_from_what_cuts_alone_reach(reached: list[float], growth: float) -> None:
-    assert next_growth(reached, 4.0) == pytest.approx(growth)
 
 
 @pytest.mark.parametrize(
@@ -85,26 +71,6 @@ def test_of_equal_metrics_the_gentlest_solver_is_taken(
     name: str, values: list[float], best: int
 ) -> None:
     assert last_best(metric(name), values) == best
-
-
-@pytest.mark.parametrize(
-    ("rows", "given", "iterations"),
-    [(54_000, None, 8000), (7200, None, 6780), (40, None, 250), (54_000, 123, 123)],
-)
-def test_iterations_follow_from_the_rows(rows: int, given: int | None, iterations: int) -> None:
-    train = {"iterations": given} if given else {}
-    assert first_guess(parse_config({"train": train}, "test"), rows) == iterations
-
-
-@pytest.mark.parametrize(("seconds", "iterations"), [(0.1, 8000), (0.2, 4000), (9.0, 250)])
-def test_slow_nets_get_fewer_iterations(seconds: float, iterations: int) -> None:
-    assert in_time(8000, seconds) == iterations
-
-
-def test_where_even_four_times_the_iterations_fit_a_search_may_double_twice() -> None:
-    assert doublings(8000, 0.02) == 2
-    assert doublings(8000, 0.04) == 1
-    assert doublings(250, 0.04) == 2
 
 
 def test_what_a_probe_says_of_doubling_gives_way_to_the_settings() -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dns_onnx import compress, distributed
-from dns_onnx.config import load_config
+from dns_onnx.config_files import load_config
 from dns_onnx.errors import NotMain
 from dns_onnx.masks import is_divided, whole
 from dns_onnx.surgery import Surgery

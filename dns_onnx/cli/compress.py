@@ -12,7 +12,8 @@ import typer
 
 from dns_onnx import distributed, page, report
 from dns_onnx.cli.console import command_line, out, print_verdict, show, training_progress
-from dns_onnx.config import Config, load_config, load_recipe, parse_config, recipes
+from dns_onnx.config import Config, parse_config
+from dns_onnx.config_files import load_config, load_recipe, recipes
 from dns_onnx.converters.exporter import Export
 from dns_onnx.cuts import Cut
 from dns_onnx.errors import ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dns_onnx.config import to_toml
+from dns_onnx.config_files import to_toml
 from dns_onnx.errors import ExportError
 from dns_onnx.page.render import render
 from dns_onnx.page.story import gather

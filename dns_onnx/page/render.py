@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from dns_onnx.config import to_toml
+from dns_onnx.config_files import to_toml
 from dns_onnx.page import bars, figures
 from dns_onnx.page.story import Story
 from dns_onnx.page.words import duration, nbytes, unbroken
