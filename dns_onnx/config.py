@@ -207,10 +207,10 @@ class Target(_Strict):
     curvature: whose curvature, in training, says what cutting an entry costs: the mean over its
         layer, or the entry's own.
     trials: at most so many; iterations are those of one trial.  growth: factor on the compression
-        from trial to trial while all goes well.  precision: to this factor the search finds the
-        highest compression within the budget.  longer: how often it then doubles the iterations of
-        a trial, and goes on from what it found; default: twice where a trial is short even then
-        (`probe`), else once.
+        from trial to trial while all goes well.  longer: how often the iterations of a trial double
+        where a limit is roughly known; default: twice where a trial is short even then (`pace`),
+        else once.  precision: to this factor the longest trials find the highest compression
+        within the budget.
     """
 
     compression: float | None = Field(None, gt=1)

@@ -92,12 +92,14 @@ def shard(model: nn.Module, holders: Iterable[Masked], *also: str) -> None:
     where = next(model.parameters()).device.type
     mesh = init_device_mesh(where, (size(),))
     scalars = {p for p in model.parameters() if p.ndim == 0}
+    for weight in model.parameters():
+        weight.data = weight.data.contiguous()  # FSDP2 divides nothing else
     fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
     for method in also:
         register_fsdp_forward_method(model, method)
     for holder in holders:
         if holder.mask is not None:
-            holder.mask = distribute_tensor(holder.mask, mesh, [Shard(0)])
+            holder.mask = distribute_tensor(holder.mask.contiguous(), mesh, [Shard(0)])
 
 
 @torch.no_grad()
@@ -105,16 +107,19 @@ def unshard(holders: Iterable[Masked]) -> None:
     """Give every process the whole weights and masks again, in ordinary tensors on the CPU."""
     for holder in holders:
         if isinstance(holder.weight, DTensor):
-            holder.weight = nn.Parameter(whole(holder.weight).cpu())
+            trained = holder.weight.requires_grad
+            holder.weight = nn.Parameter(whole(holder.weight).cpu(), requires_grad=trained)
             holder.mask = None if holder.mask is None else whole(holder.mask).cpu()
 
 
 def like(values: Tensor, other: Tensor) -> Tensor:
-    """The whole `values`, divided as `other` is, on its device."""
-    values = values.to(other.device)
+    """The whole `values`, divided and laid out as `other`, of the same shape, is; on its device.
+
+    An optimizer's fused kernels walk through weights and momenta as these lie in memory.
+    """
     if not isinstance(other, DTensor):
-        return values
-    return distribute_tensor(values, other.device_mesh, other.placements)
+        return torch.empty_like(other, dtype=values.dtype).copy_(values)
+    return distribute_tensor(values.to(other.device), other.device_mesh, other.placements)
 
 
 def total(counts: Tensor, of: Tensor) -> Tensor:
@@ -128,7 +133,7 @@ def mean(value: Tensor) -> Tensor:
     """The mean of a tensor over all processes."""
     if size() == 1:
         return value
-    total = value.clone()
+    total = value.clone(memory_format=torch.contiguous_format)  # NCCL takes nothing else
     dist.all_reduce(total)
     return total / size()
 

@@ -20,7 +20,7 @@ from dns_onnx.errors import CheckpointError, Diverged, Interrupted
 from dns_onnx.feed import Feed
 from dns_onnx.interrupt import interruptible
 from dns_onnx.journal import Journal, Observer, Progress
-from dns_onnx.masks import Masked, whole
+from dns_onnx.masks import Masked, holders, whole
 from dns_onnx.objective import Objective
 from dns_onnx.precision import Precision
 from dns_onnx.solver import Optimizer
@@ -190,7 +190,7 @@ class Run:
         """Put the best state into the model."""
         for name, values in self.best.weights.items():
             self.weights[name].weight.copy_(values)
-        distributed.unshard(self.weights.values())
+        distributed.unshard(holders(self.model).values())  # those that are not trained, too
         metric = self.best.metric if self.best.weights else None
         iteration = self.best.iteration if self.best.weights else self.iteration
         self.model.eval()

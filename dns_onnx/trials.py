@@ -21,6 +21,7 @@ from dns_onnx.targets import Descent
 
 TRIALS = "trials.jsonl"
 GENTLER = 2  # times that a diverged trial is repeated
+ROUGHLY = 2.5  # to this factor short trials find the limit; what longer ones find moves it
 SURGERY_SHARE = 0.7  # of a trial's iterations; in the rest the masks are frozen
 RAMP_SHARE = 0.85  # of the surgery: the goal is reached, then entries are still exchanged
 LEAST_BETWEEN = 100  # iterations between two looks at held-out rows, unless the tail is shorter
@@ -114,11 +115,10 @@ def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf
     if nearer not in parents and len(parents) == 1:
         # too far from where it began; from here it may hold
         return Plan(nearest, nearer, longer=longer)
-    if nearest / low > target.precision:
+    may_double = longer < (LONGER if target.longer is None else target.longer)
+    if nearest / low > max(target.precision, ROUGHLY if may_double else 0.0):
         return Plan(math.sqrt(low * nearest), parent, longer=longer)
-    if longer < (LONGER if target.longer is None else target.longer):
-        return Plan(nearest, parent, longer=longer + 1)
-    return None
+    return Plan(nearest, parent, longer=longer + 1) if may_double else None
 
 
 def smallest(trials: Sequence[Trial]) -> Trial | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
@@ -116,5 +117,48 @@ def small(tmp_path: Path) -> Path:
     for name, rows in (("train", 600), ("test", 200)):
         labels = rng.integers(0, 4, rows)
         x = (centres[labels] + rng.standard_normal((rows, 8))).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=x, labels=labels)
+    return tmp_path
+
+
+def image_net(seed: int = 0) -> onnx.ModelProto:
+    """1 x 8 x 8 images, two 3x3 convolutions with a batch normalization between, 4 classes."""
+    rng = np.random.default_rng(seed)
+
+    def tensor(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(0.3 * rng.standard_normal(shape).astype(np.float32), name)
+
+    node, ones = helper.make_node, np.ones(6, np.float32)
+    statistics = [numpy_helper.from_array(ones * v, n) for n, v in
+                  (("bn.s", 1), ("bn.b", 0), ("bn.m", 0.1), ("bn.v", 2))]  # fmt: skip
+    graph = helper.make_graph(
+        [
+            node("Conv", ["x", "c1.w", "c1.b"], ["h"], name="conv1"),
+            node("BatchNormalization", ["h", "bn.s", "bn.b", "bn.m", "bn.v"], ["n"], name="bn"),
+            node("Relu", ["n"], ["r"], name="relu"),
+            node("Conv", ["r", "c2.w"], ["k"], name="conv2", strides=[2, 2]),
+            node("Flatten", ["k"], ["f"], name="flatten"),
+            node("Gemm", ["f", "fc.w"], ["y"], name="fc", transB=1),
+        ],
+        "images",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 1, 8, 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 4])],
+        [tensor("c1.w", 6, 1, 3, 3), tensor("c1.b", 6), tensor("c2.w", 8, 6, 3, 3),
+         tensor("fc.w", 4, 32), *statistics],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """The same of a small convolutional model; nine labels of ten are what it says itself."""
+    model = image_net()
+    onnx.save(model, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    rng = np.random.default_rng(1)
+    for name, rows in (("train", 600), ("test", 200)):
+        x = rng.standard_normal((rows, 1, 8, 8)).astype(np.float32)
+        said = session.run(None, {"x": x})[0].argmax(1)
+        labels = np.where(rng.random(rows) < 0.9, said, rng.integers(0, 4, rows))
         np.savez(tmp_path / f"{name}.npz", x=x, labels=labels)
     return tmp_path

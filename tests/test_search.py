@@ -51,7 +51,7 @@ def told(limit: float, target: Target) -> list[float]:
     trials: list[Trial] = []
     while (plan := next_plan(trials, target)) is not None:
         accepted = plan.ratio <= limit
-        trials.append(trial(len(trials), plan.ratio, accepted, parent=plan.parent))
+        trials.append(replace(trial(len(trials), plan.ratio, accepted), plan=plan))
     return [t.plan.ratio for t in trials]
 
 
@@ -95,10 +95,23 @@ def test_what_failed_from_far_is_tried_again_from_near() -> None:
     assert grown is not None
     assert (grown.parent, grown.ratio > 36) == (3, True)
     trials.append(trial(3, 36, False, parent=2))
-    assert next_plan(trials, Target()) == Plan(pytest.approx((18 * 36) ** 0.5), 2)
+    short = Target(longer=0)
+    assert next_plan(trials, short) == Plan(pytest.approx((18 * 36) ** 0.5), 2)
     trials.append(trial(4, 35, True, parent=2))
-    # failed from two places: that is the limit
-    assert next_plan(trials, Target(longer=0)) is None
+    assert next_plan(trials, short) is None  # failed from two places: that is the limit
+
+
+def test_short_trials_find_the_limit_roughly_and_longer_ones_to_the_precision() -> None:
+    trials = [trial(0, 8, True), trial(1, 32, False, parent=0)]
+    assert next_plan(trials, Target()) == Plan(16, 0)
+    trials.append(trial(2, 16, False, parent=0))
+    assert next_plan(trials, Target()) == Plan(16, 0, longer=1)
+    assert next_plan(trials, Target(longer=0)) == Plan(pytest.approx(128**0.5), 0)
+    trials.append(replace(trial(3, 16, False), plan=Plan(16, 0, longer=1)))
+    assert next_plan(trials, Target()) == Plan(pytest.approx(128**0.5), 0, longer=1)
+    assert next_plan(trials, Target(longer=2)) == Plan(16, 0, longer=2)
+    assert next_plan(trials, Target(longer=2, precision=3.0)) == Plan(16, 0, longer=2)
+    assert next_plan(trials, Target(longer=1, precision=3.0)) is None
 
 
 def test_the_limit_is_tried_again_with_twice_the_iterations() -> None:
@@ -381,7 +394,11 @@ def test_a_search_over_convolutions_whose_weights_lie_channels_last(small: Path)
     assert again.path.read_bytes() == result.path.read_bytes()
 
 
-def test_a_search_that_crashes_again_and_again_ends_bit_for_bit(small: Path) -> None:
+@pytest.mark.parametrize("net", ["small", "images"])
+def test_a_search_that_crashes_again_and_again_ends_bit_for_bit(
+    net: str, request: pytest.FixtureRequest
+) -> None:
+    small = request.getfixturevalue(net)
     often = settings(
         train={"iterations": 60, "log_every": 5, "checkpoint_seconds": 0.01},
         target={"max_drop": 2.0, "growth": 2.0, "trials": 2},
