@@ -141,6 +141,23 @@ def test_check_passes_and_misses(compressed: Path, cli) -> None:
     assert "MISSED: accuracy got worse by" in out
 
 
+def test_a_function_that_a_file_names_is_not_run(
+    compressed: Path, cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(compressed)
+    Path("evil.py").write_text("raise SystemExit('ran')\n")
+    model = onnx.load("small.onnx")
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {"dns_onnx.config": '{"train": {"metric": "evil:f"}}'})
+    onnx.save(model, "small.onnx")
+    arguments = ("check", "net.onnx", "small.onnx", "--eval", "test.npz", "--seconds", "0.02")
+    code, _, err = cli(*arguments)
+    assert code == 2
+    assert "--metric evil:f does, where you trust it" in " ".join(err.split())
+    code, _, err = cli(*arguments, "--metric", "accuracy")
+    assert code == 0, err
+
+
 def test_check_without_labels_compares_with_the_original(compressed: Path, cli) -> None:
     x = np.load(compressed / "test.npz")["x"]
     np.savez(compressed / "inputs.npz", anything=x)

@@ -18,7 +18,8 @@ from dns_onnx.converters.frontier import attachment_points
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
 from dns_onnx.drawn import sized
-from dns_onnx.errors import ModelError
+from dns_onnx.entry import is_entry_point
+from dns_onnx.errors import ConfigError, ModelError
 from dns_onnx.pipeline import evaluation_pairs, masked_graph
 from dns_onnx.rows import input_specs
 from dns_onnx.runtime.check import check
@@ -76,9 +77,11 @@ def prove(
         data = evaluation_pairs(dataset, settings)
         labelled = bool(dataset.take(np.arange(1)).targets)
         outputs = settings.train.outputs or ([] if labelled else attachment_points(graph))
+    if metric is None and data is not None:
+        metric = trusted(settings.train.metric, str(pruned))
     found = check(
         original, pruned, data, reference=masked_graph(graph, model),
-        metric=metric or settings.train.metric, outputs=outputs, max_drop=max_drop,
+        metric=metric or "auto", outputs=outputs, max_drop=max_drop,
         seconds=seconds, threads=threads,
     )  # fmt: skip
     show("Check in ONNX Runtime", report.check_table(found))
@@ -87,6 +90,19 @@ def prove(
         write_json(json_file, {"machine": report.machine(), **found.to_json()})
     if not found.ok:
         raise typer.Exit(1)
+
+
+def trusted(metric: str, where: str) -> str:
+    """A metric that a file names; one that is a function of somebody's runs only when asked for.
+
+    Raises ConfigError.
+    """
+    if is_entry_point(metric):
+        raise ConfigError(
+            f"{where}: was judged by the function {metric}, which a file alone does not make run; "
+            f"--metric {metric} does, where you trust it, or name another metric"
+        )
+    return metric
 
 
 def stored(model: onnx.ModelProto, key: str) -> str:
