@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import shutil
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,8 @@ from dns_onnx import checkpoint, distributed
 from dns_onnx.config import Config, Solver
 from dns_onnx.data import Dataset, Subset
 from dns_onnx.errors import CheckpointError, Diverged
-from dns_onnx.journal import Observer
+from dns_onnx.journal import Observer, silent
+from dns_onnx.pace import in_time
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.snapshot import put_back, taken
 from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
@@ -36,6 +38,7 @@ from dns_onnx.train import Run
 REFERENCE = "reference.json"
 TWIN = "twin"  # what the folders of their runs begin with
 TWINS = 3
+PACE, PACE_ITERATIONS = "pace.json", 10  # what an iteration takes, and how many say so
 TWIN_SEED = 0x7717
 TEACHING_ROWS = 20_000  # that are read, spread evenly: a standard error of 0.02 points at 0.1 %
 FEW = 0.01  # mistakes, as a share of the rows, that pass for none
@@ -73,7 +76,8 @@ def settle(
 
     run: holds the original's weights, which the caller has to put back afterwards.
     data, heldout: teaching and held-out rows, split from the same.  original: its metric on the
-    latter.  iterations: of a twin's training.
+    latter.  iterations: of a twin's training; halved until it fits the time of a trial, unless the
+    settings give them.
     Raises CheckpointError where the folder holds that of another model or other data.
     """
     if run.config.target.reference == "original":
@@ -106,6 +110,8 @@ def _found(
     if not same((taught, len(some)), (original, len(heldout))):
         return plain  # it has a gap of its own: it does not know the held-out rows
     found, told, start = plain, [], taken(run)
+    if "iterations" not in run.config.train.model_fields_set:
+        iterations = in_time(iterations, _pace(run, data))
     for number in range(TWINS):
         put_back(run, start)
         try:
@@ -193,20 +199,38 @@ def twin_folders(folder: Path) -> Iterator[Path]:
     return folder.glob(f"{TWIN}-*")
 
 
+def _pace(run: Run, data: Dataset) -> float:
+    """Seconds of an iteration, timed once: a search that goes on trains its twins for as long."""
+    path = run.folder / PACE
+    if not path.exists():
+        idle = _idle(run, twin_config(run.config, PACE_ITERATIONS, 0), run.folder / f"{TWIN}-pace")
+        outcome = idle.train(data, None, silent)
+        if distributed.is_main():
+            shutil.rmtree(idle.folder)
+            path.write_text(json.dumps({"seconds": outcome.seconds / outcome.iterations}), "utf-8")
+        distributed.wait()
+    return float(json.loads(path.read_text("utf-8"))["seconds"])
+
+
 def _twin(run: Run, data: Dataset, iterations: int, observe: Observer, number: int) -> Run:
     """The run that trained a twin, whose weights the model then has."""
     config = twin_config(run.config, iterations, number)
-    idle = [LayerSurgery(x.name, x.tensors, Schedule(0.0), x.grain) for x in run.surgery]
-    fingerprint = {**run.fingerprint, "twin": config.model_dump(mode="json")}
-    surgery = Surgery(idle, config.seed)
-    twin = run.again(surgery, config, run.folder / f"{TWIN}-{number}", fingerprint)
-    # the original teaches nothing: it would pass on what it knows
-    twin.objective = replace(run.objective, by_teacher=None, share=0.0)
+    twin = _idle(run, config, run.folder / f"{TWIN}-{number}")
     forget(run, config.seed)
     torch.manual_seed(config.seed)
     twin.resume()
     twin.train(data, None, observe)
     return twin
+
+
+def _idle(run: Run, config: Config, folder: Path) -> Run:
+    """A run that trains and cuts nothing."""
+    layers = [LayerSurgery(x.name, x.tensors, Schedule(0.0), x.grain) for x in run.surgery]
+    fingerprint = {**run.fingerprint, "twin": config.model_dump(mode="json")}
+    idle = run.again(Surgery(layers, config.seed), config, folder, fingerprint)
+    # the original teaches nothing: it would pass on what it knows
+    idle.objective = replace(run.objective, by_teacher=None, share=0.0)
+    return idle
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,3 +256,25 @@ def test_trials_that_count_from_something_else_are_refused(tmp_path: Path) -> No
 
 def test_errors_are_said_in_per_cent() -> None:
     assert errors(0.9905) == "0.95 % errors"
+
+
+def test_twins_take_no_longer_than_a_trial_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_heart(tmp_path)
+    values = settings(trials=1).model_dump(mode="json", exclude_unset=True)
+    del values["train"]["iterations"]
+    paces: list[float] = []
+
+    def in_time(iterations: int, pace: float) -> int:
+        assert iterations == 60 * math.ceil(ROWS * 0.7 / 32)
+        paces.append(pace)
+        return 40
+
+    monkeypatch.setattr("dns_onnx.reference.in_time", in_time)
+    result = run(tmp_path, config=parse_config(values, "test"))
+    logs = [folder / "log.jsonl" for folder in twin_folders(result.run_dir)]
+    assert [json.loads(log.read_text().splitlines()[-1])["iteration"] for log in logs] == [40]
+    (result.run_dir / REFERENCE).unlink()
+    run(tmp_path, config=parse_config(values, "test"), resume=True)
+    assert paces[0] == paces[1] > 0
