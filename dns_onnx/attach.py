@@ -64,6 +64,12 @@ class TrainingGraph(nn.Module):
                     f"({_ranges(arrays)})"
                 ) from error
             except RuntimeError as error:
+                if "device-side assert" in str(error):  # the device is lost for this process
+                    raise DataError(
+                        "the device refused an index: an entry of an integer input or of the "
+                        "labels is beyond a table or the classes of the model; --device cpu says "
+                        "which"
+                    ) from error
                 shapes = [list(x.shape) for x in arrays]
                 raise DataError(
                     f"the model does not run on inputs of shape {shapes}: "

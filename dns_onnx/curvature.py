@@ -22,6 +22,8 @@ from dns_onnx import distributed
 from dns_onnx.converters.heads import Head
 from dns_onnx.masks import Masked
 
+LARGE = torch.finfo(torch.float32).max / 2
+
 
 def drawn_loss(outputs: Sequence[Tensor], heads: Sequence[Head]) -> Tensor:
     """A random scalar whose squared gradients average to the curvature of the teacher's loss.
@@ -34,6 +36,8 @@ def drawn_loss(outputs: Sequence[Tensor], heads: Sequence[Head]) -> Tensor:
 
 
 def _drawn(y: Tensor, head: Head) -> Tensor:
+    if head.kind != "values":  # nothing is drawn from NaN; that it is there, the loss will tell
+        y = y.nan_to_num(0.0, LARGE, -LARGE)
     if head.kind == "classes":
         logs = y.movedim(head.axis, -1).flatten(0, -2).log_softmax(-1)
         chosen = torch.multinomial(logs.detach().exp(), 1)

@@ -241,23 +241,27 @@ def _refuse_nonfinite(x: Array, where: str, rows: NDArray[np.int64] | None = Non
             )
 
 
-def check_labels(labels: Array | None, classes: int, where: str) -> None:
-    """Labels must be whole numbers from 0 to classes - 1.
+def check_labels(
+    labels: Array | None, classes: int, where: str, ignore: int, maps: bool = False
+) -> None:
+    """Labels must be whole numbers from 0 to classes - 1, or the one that is ignored.
 
+    maps: of any shape, one for each place.
     Raises DataError, naming the first label that is not.
     """
     if labels is None:
         raise DataError(f"{where}: expected an array `{LABELS}`, got none; add class numbers [N]")
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if (labels.ndim != 1 and not maps) or labels.dtype.kind not in "iub":
         raise DataError(
             f"{where}: labels: expected whole numbers of shape [N], "
             f"got {labels.dtype} {list(labels.shape)}"
         )
-    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    bad = np.argwhere((labels != ignore) & ((labels < 0) | (labels >= classes)))
     if len(bad):
         raise DataError(
             f"{where}: labels: expected 0 to {classes - 1} (the model has {classes} classes), "
-            f"got {labels[bad[0]]} in row {bad[0]}"
+            f"got {labels[tuple(bad[0])]} in row {bad[0][0]}; train.ignore_label names the one "
+            "that counts nowhere"
         )
 
 

@@ -106,5 +106,6 @@ def nbytes(data: Dataset) -> int:
 
 
 def free(device: torch.device) -> int:
-    """Bytes of the device's memory that are free."""
-    return torch.cuda.mem_get_info(device)[0]
+    """Bytes of the device's memory that are free, those that torch keeps for later included."""
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached

@@ -25,6 +25,7 @@ from dns_onnx.losses import BY_TEACHER, Loss, labels_loss, teacher_loss
 from dns_onnx.masks import holders
 from dns_onnx.runtime.batching import Feeding
 from dns_onnx.runtime.judge import metric_for
+from dns_onnx.runtime.meters import IGNORED
 from dns_onnx.runtime.metrics import Metric, aligned
 from dns_onnx.teacher import Answered, Teacher, answered, labels_in
 
@@ -32,6 +33,7 @@ Array = NDArray[Any]
 SCALE_ROWS = 32  # rows that say how large the teacher's values are
 ON_SCORES = ("cross-entropy", "binary", "ctc", "kl", "auto")  # these want what an activation reads
 SCORES_OF: dict[str, Kind] = {"cross-entropy": "classes", "binary": "probabilities"}  # say labels
+OF_CLASSES = ("accuracy", "f1", "miou")  # metrics that compare class numbers
 METRIC_OF = {"cross-entropy": "accuracy", "binary": "accuracy", "mse": "mse", "l1": "mse",
              "ctc": "ler"}  # fmt: skip
 
@@ -43,6 +45,7 @@ class Objective:
     heads: the ends of the model that it looks at.  by_labels: None where labels do not teach.
     by_teacher: None where the original model cannot; `share` is its part of the loss.
     said: what was chosen, in words.  open: whether the teacher's part is left to the search.
+    ignore: the class number that counts nowhere.
     """
 
     heads: tuple[Head, ...]
@@ -53,6 +56,7 @@ class Objective:
     teacher: Teacher | None
     said: str
     open: bool = False
+    ignore: int = IGNORED
 
     @property
     def has_labels(self) -> bool:
@@ -171,11 +175,8 @@ class Objective:
                 )
             with torch.no_grad():
                 outputs = model(*inputs)
-            classes = outputs[0].flatten(1).shape[1] if outputs[0].ndim > 1 else 1
-            numbers = classes > 1 and self.heads[0].kind != "probabilities"  # else yes or no each
-            if targets and self.metric.name == "accuracy" and numbers:
-                called = LABELS if LABELS in targets else self.heads[0].output
-                check_labels(all_labels(data, called), classes, f"{name} data")
+            if targets:
+                self._refuse_bad_labels(data, first.targets, outputs[0], f"{name} data")
             try:
                 self.metric.make().update(
                     self._read(model, first, device), self._wanted(first, device)
@@ -183,6 +184,25 @@ class Objective:
                 self.loss(outputs, inputs, targets)
             except DataError as error:
                 raise DataError(f"{name} data: {error}") from error
+
+    def _refuse_bad_labels(
+        self, data: Dataset, one: Mapping[str, Array], scores: Tensor, where: str
+    ) -> None:
+        """Class numbers must be classes of the model.
+
+        one, scores: the targets of a row, and what the model gives for it.
+        Raises DataError.
+        """
+        head = self.heads[0]
+        if self.metric.name not in OF_CLASSES or head.kind == "probabilities" or scores.ndim < 2:
+            return  # no classes, or yes or no each
+        called = LABELS if LABELS in one else head.output
+        maps = called in one and one[called].ndim > 1 and self.metric.name != "accuracy"
+        if maps and not (is_fixed(data) and one[called].dtype.kind in "iu"):
+            return  # too much to read, or another way to say it
+        classes = scores.shape[head.axis] if maps else scores.flatten(1).shape[1]
+        if classes > 1:
+            check_labels(all_labels(data, called), classes, where, self.ignore, maps)
 
 
 def prepare_objective(
@@ -219,7 +239,10 @@ def prepare_objective(
         scales = teacher.scales((data.take(rows[i : i + 1]) for i in range(len(rows))), device)
         by_teacher = teacher_loss(names[1], taught, config.distill.temperature, scales)
     said = _said(names, taught, share, judge)
-    return training, Objective(found, judge, by_labels, by_teacher, share, teacher, said, left_open)
+    return training, Objective(
+        found, judge, by_labels, by_teacher, share, teacher, said, left_open,
+        config.train.ignore_label,
+    )  # fmt: skip
 
 
 def read_by(loss: str, found: Sequence[Head]) -> tuple[Head, ...]:

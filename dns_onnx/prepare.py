@@ -75,6 +75,7 @@ def prepare_run(
         objective = replace(objective, said=f"{objective.said}; {moved}")
     objective.refuse_bad_data(training, {"training": data}, device)
     weights = trained_weights(graph, training, objective.touched(training, data, device))
+    refuse_scaled_halves(config, weights)
     unfit = {n for n, h in holders(graph).items() if not bool(h.weight.isfinite().all())}
     chosen, spared = _divided(found, weights, config, training.values, unfit)
     refuse_nothing(chosen, spared)
@@ -119,6 +120,19 @@ def refuse_nothing(chosen: Sequence[Layer], spared: Sequence[Spared]) -> None:
         "surgery: expected at least one layer to prune, got none: "
         + ("; ".join(because) or "no Conv, Gemm, MatMul or the like has weights in this model")
     )
+
+
+def refuse_scaled_halves(config: Config, weights: Mapping[str, Masked]) -> None:
+    """A scaled loss needs weights that are wider than its gradients.
+
+    Raises ConfigError.
+    """
+    narrow = [n for n, h in weights.items() if h.weight.dtype == torch.float16]
+    if config.train.precision == "float16" and narrow:
+        raise ConfigError(
+            f"train.precision: float16 scales the loss for float32 weights, but '{narrow[0]}' is "
+            "float16 in the model itself; leave it at float32, which computes such a model as it is"
+        )
 
 
 def automatic_shift(config: Config, data: Dataset) -> int:

@@ -60,7 +60,7 @@ def histogram(prices: Tensor) -> Tensor:
     bins = bits.sub_(LOWEST + BIAS << FINE).clamp_(0, BINS - 1)
     if bins.device.type == "cpu":
         return torch.bincount(bins, minlength=BINS)
-    return torch.histc(bins.float(), BINS, 0, BINS)  # bincount would wait for the device
+    return torch.histc(bins.float(), BINS, 0, BINS).long()  # bincount would wait for the device
 
 
 def some(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:

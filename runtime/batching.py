@@ -55,7 +55,9 @@ class Feeding:
             return compute([_placed(x, a, xp) for x, a in zip(inputs, self.axes, strict=True)])
         parts = []
         for start in range(0, rows, piece):
-            index = [min(i, rows - 1) for i in range(start, start + piece)]
+            index: Any = slice(start, start + piece)
+            if start + piece > rows:
+                index = [min(i, rows - 1) for i in range(start, start + piece)]
             taken = [
                 x if a is None and len(x) == 1 else x[index]
                 for x, a in zip(inputs, self.axes, strict=True)

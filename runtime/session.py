@@ -135,10 +135,12 @@ def _choose(
 
 def default_providers() -> list[Provider]:
     """CUDA where this ONNX Runtime offers it and a device answers, then the CPU."""
-    if _CUDA in ort.get_available_providers() and cuda_devices() > 0:
+    if _CUDA in ort.get_available_providers() and (devices := cuda_devices()) > 0:
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
-        return [_CUDA, _CPU]
+        # float32 as everywhere else, not its first ten bits; of many processes each has a device
+        own = int(os.environ.get("LOCAL_RANK", "0")) % devices
+        return [(_CUDA, {"use_tf32": "0", "device_id": str(own)}), _CPU]
     return [_CPU]
 
 

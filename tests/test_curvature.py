@@ -46,6 +46,13 @@ def test_values_that_are_not_finite_are_left_out() -> None:
     assert (gradient != 0).sum() == 3
 
 
+@pytest.mark.parametrize("kind", ["classes", "probabilities"])
+def test_nothing_is_drawn_from_what_is_no_number(kind: str) -> None:
+    y = torch.tensor([[torch.nan, 1.0], [-torch.inf, 2.0], [torch.inf, 3.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(drawn_loss([y], [HEADS[kind]]), y)
+    assert gradient.isfinite().all()
+
+
 def test_several_heads_add_up() -> None:
     y = [torch.randn(4, 3, requires_grad=True), torch.randn(4, 2, requires_grad=True)]
     gradients = torch.autograd.grad(drawn_loss(y, [HEADS["classes"], HEADS["values"]]), y)

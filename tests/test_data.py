@@ -112,14 +112,21 @@ def test_nan_and_infinity_name_their_row(bad: float) -> None:
     [
         (None, "expected an array `labels`, got none"),
         (np.array([0, 1, 10]), r"expected 0 to 9 .*got 10 in row 2"),
-        (np.array([0, -1]), r"got -1 in row 1"),
+        (np.array([0, -1]), r"got -1 in row 1; train\.ignore_label names"),
         (np.array([0.0, 1.0]), "whole numbers"),
         (np.eye(10, dtype=np.int64), r"shape \[N\]"),
     ],
 )
 def test_labels_are_checked(labels: np.ndarray | None, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        check_labels(labels, 10, "d.npz")
+        check_labels(labels, 10, "d.npz", ignore=255)
+
+
+def test_the_label_that_counts_nowhere_and_maps_of_labels_pass() -> None:
+    check_labels(np.array([0, 255, 9]), 10, "d.npz", ignore=255)
+    check_labels(np.full((2, 3, 3), 255), 10, "d.npz", ignore=255, maps=True)
+    with pytest.raises(DataError, match="got 10 in row 1"):
+        check_labels(np.array([[0, 9], [255, 10]]), 10, "d.npz", ignore=255, maps=True)
 
 
 def test_row_counts_must_agree() -> None:

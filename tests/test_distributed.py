@@ -68,8 +68,10 @@ def run(folder: Path, out: str, ranks: int, *more: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("net", ["small", "images"])
 @pytest.mark.parametrize("shard", [False, True], ids=["DistributedDataParallel", "FSDP2"])
-def test_two_processes_are_one_run(small: Path, shard: bool) -> None:
+def test_two_processes_are_one_run(shard: bool, net: str, request: pytest.FixtureRequest) -> None:
+    small = request.getfixturevalue(net)
     (small / "config.toml").write_text(CONFIG)
     run(small, "one.onnx", 1)
     if shard:

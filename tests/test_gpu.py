@@ -23,7 +23,7 @@ def test_masks_are_the_same_as_on_the_cpu() -> None:
     weight = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
     masks = []
     for device in ("cpu", "cuda"):
-        holder = Masked("w", weight.to(device))
+        holder = Masked("w", weight.clone().to(device))
         holder.attach_mask()
         layer = LayerSurgery("layer", [holder], Schedule(1.0))
         for i in range(3):
@@ -39,8 +39,8 @@ def test_a_surgery_step_does_not_wait_for_the_device() -> None:
     holder.attach_mask()
     layer = LayerSurgery("layer", [holder], Schedule(1.0))
     layer.update(0)  # measures mu and std, which waits, once
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         layer.update(1)
         holder().sum().backward()
     finally:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from dns_onnx import compress
 from dns_onnx.checkpoint import latest
 from dns_onnx.config import Config, parse_config
+from dns_onnx.errors import ConfigError
 from dns_onnx.journal import Progress
 from dns_onnx.precision import Precision
 from dns_onnx.result import Result
@@ -90,3 +94,15 @@ def test_a_compiled_graph_learns_the_same(small: Path) -> None:
     for name, weight in states[0].items():
         if name.startswith("weight."):
             torch.testing.assert_close(states[1][name], weight, atol=1e-3, rtol=1e-2)
+
+
+def test_a_scaled_loss_wants_wide_weights(small: Path) -> None:
+    model = onnx.load(small / "net.onnx")
+    for weight in model.graph.initializer:
+        values = numpy_helper.to_array(weight).astype(np.float16)
+        weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(model, small / "net.onnx")
+    with pytest.raises(ConfigError, match=r"'fc1\.w' is float16 in the model itself; leave it"):
+        run(small, "out.onnx", config(precision="float16"))

@@ -75,6 +75,12 @@ def gather_nd(data: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     return picked.reshape((*indices.shape[:-1], *data.shape[batch_dims + depth :]))
 
 
+def _alike(data: Tensor, updates: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one type: mixed precision may have narrowed one of them."""
+    wide = torch.promote_types(data.dtype, updates.dtype) if data.dtype != updates.dtype else None
+    return (data, updates) if wide is None else (data.to(wide), updates.to(wide))
+
+
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
@@ -88,6 +94,7 @@ def scatter_elements(
     Source: ONNX operators, ScatterElements 11-18.
     """
     places = from_start(indices, data.shape[axis])
+    data, updates = _alike(data, updates)
     if reduction == "none":
         if data.dtype in (torch.uint16, torch.uint32, torch.uint64):
             bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[data.itemsize]
@@ -105,6 +112,7 @@ def scatter_nd(
     indices: [..., k].  updates: indices.shape[:-1] + data.shape[k:].
     Source: ONNX operators, ScatterND 11-18.
     """
+    data, updates = _alike(data, updates)
     depth = indices.shape[-1]
     sizes = data.shape[:depth]
     flat = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=indices.device)
@@ -207,6 +215,7 @@ def tensor_scatter(
         places = places % size
     shape = [1] * update.dim()
     shape[0], shape[axis] = places.shape
+    past_cache, update = _alike(past_cache, update)
     return past_cache.scatter(axis, places.reshape(shape).expand(update.shape), update)
 
 

@@ -57,14 +57,14 @@ def enough_rows(model: TrainingGraph, weights: Mapping[str, Masked], two: Sequen
 
 @torch.no_grad()
 def _run(model: TrainingGraph, inputs: Sequence[Tensor]) -> None:
-    """All rows through the model; not mapped over them, which would hide the values."""
-    maps, training = model.maps, model.training
-    model.maps = False
+    """All rows through the model; neither mapped over them nor compiled: that hides the values."""
+    maps, training, compiled = model.maps, model.training, model.graph._compiled_call_impl
+    model.maps, model.graph._compiled_call_impl = False, None
     model.eval()
     try:
         model(*inputs)
     finally:
-        model.maps = maps
+        model.maps, model.graph._compiled_call_impl = maps, compiled
         model.train(training)
 
 

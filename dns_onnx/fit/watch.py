@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from dns_onnx.converters.ops.rnn import through_time
@@ -27,7 +28,8 @@ class Watch(TorchFunctionMode):
     def __init__(self, weights: Mapping[str, Masked], see: Seen) -> None:
         super().__init__()
         self.weights, self.see = weights, see
-        self.known: dict[int, tuple[Origin, Tensor]] = {}  # by where the values lie
+        # by where the values lie, as long as they do: a pass makes new ones
+        self.known: dict[int, tuple[Origin, StorageWeakRef]] = {}
         self.handles: list[Any] = []
 
     def __enter__(self) -> Watch:
@@ -46,14 +48,15 @@ class Watch(TorchFunctionMode):
         self._know(value, Origin(holder))
 
     def _know(self, value: Tensor, origin: Origin) -> None:
-        self.known[value.untyped_storage().data_ptr()] = (origin, value)
+        storage = value.untyped_storage()
+        self.known[storage.data_ptr()] = (origin, StorageWeakRef(storage))
 
     def owner(self, value: Any) -> Origin | None:
         """Where this value comes from, or what it is a view of."""
         if not isinstance(value, Tensor) or not value.numel():
             return None
         found = self.known.get(value.untyped_storage().data_ptr())
-        return found[0] if found else None
+        return found[0] if found and not found[1].expired() else None
 
     def _joined(self, result: Tensor, parts: Sequence[Tensor], dim: int = 0) -> None:
         """Know parts of one weight, each taken once, in another order: as exporters put gates."""

@@ -408,9 +408,30 @@ def test_it_moves_to_the_device_and_never_waits_for_it() -> None:
     module = import_model(model).to("cuda")
     x = torch.from_numpy(feeds[0]).cuda()
     expected = import_model(model)(torch.from_numpy(feeds[0]))
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         result = module(x)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(result.cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("op", "indices", "attributes"),
+    [("ScatterElements", [[0, 1, 1]], {"axis": 0}), ("ScatterND", [[1]], {}),
+     ("ScatterElements", [[0, 1, 1]], {"reduction": "add"}),
+     ("ScatterND", [[1]], {"reduction": "add"})],
+)  # fmt: skip
+def test_what_mixed_precision_narrowed_is_scattered_into_what_it_did_not(
+    op: str, indices: list, attributes: dict
+) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["u"]),
+        helper.make_node(op, ["data", "at", "u"], ["y"], **attributes),
+    ]
+    constants = {"w": floats(4, 3), "at": np.array(indices), "data": floats(2, 3, seed=1)}
+    model, feeds = graph_model(nodes, {"x": floats(1, 4)}, constants, ["y"], opset=18)
+    module, x = import_model(model), torch.from_numpy(feeds[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = module(x)
+    torch.testing.assert_close(narrow.float(), module(x), rtol=2e-2, atol=2e-2)

@@ -102,8 +102,8 @@ def test_image_convolutions_run_channels_last_on_the_device() -> None:
     model, feeds = graph_model(nodes, {"x": floats(2, 3, 9, 9)}, weights, ["y"], opset=17)
     module = import_model(model).to("cuda")
     x = torch.from_numpy(feeds[0]).cuda()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         result = module(x)
     finally:
         torch.cuda.set_sync_debug_mode("default")

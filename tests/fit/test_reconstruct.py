@@ -16,6 +16,8 @@ from dns_onnx.converters.heads import Head
 from dns_onnx.converters.importer import import_model
 from dns_onnx.fit import reconstruct
 from dns_onnx.fit.reconstruct import Reconstruction, enough_rows
+from dns_onnx.fit.terms import Origin
+from dns_onnx.fit.watch import Watch
 from dns_onnx.masks import Masked, holders
 from dns_onnx.runtime.batching import Feeding
 
@@ -131,6 +133,26 @@ def test_rows_together_or_one_by_one_give_the_same_weights() -> None:
     # in stages, a layer sees what its own stage did not mend yet; one layer a stage is the same
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-2, atol=1e-3)
+
+
+def test_a_graph_that_was_compiled_is_watched_all_the_same() -> None:
+    net, held = attached(perceptron(), None)
+    expected = Reconstruction(net, held, [drawn(40, 6)]).order
+    net.graph.compile(backend="eager")
+    assert Reconstruction(net, held, [drawn(40, 6)]).order == expected != []
+    assert net.graph._compiled_call_impl is not None
+
+
+def test_what_is_gone_is_not_known_any_more() -> None:
+    """Each pass makes its weights anew on a device; none of them may be held for the next."""
+    holder = Masked("w", drawn(4, 4))
+    watch = Watch({"w": holder}, lambda call: None)
+    value = drawn(4, 4)
+    watch._know(value, Origin(holder))
+    assert watch.owner(value.T) == Origin(holder)
+    address = value.untyped_storage().data_ptr()
+    del value
+    assert watch.known[address][1].expired()
 
 
 def test_what_nothing_was_cut_from_stays() -> None:

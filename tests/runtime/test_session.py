@@ -102,8 +102,10 @@ def test_default_providers_take_cuda_where_a_device_answers(
     loaded: list[bool] = []
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(ort, "preload_dlls", lambda: loaded.append(True), raising=False)
-    monkeypatch.setattr(sessions, "cuda_devices", lambda: 1)
-    assert sessions.default_providers() == [CUDA, CPU]
+    monkeypatch.setattr(sessions, "cuda_devices", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    exact = {"use_tf32": "0", "device_id": "1"}
+    assert sessions.default_providers() == [(CUDA, exact), CPU]
     assert loaded == [True]
 
 
