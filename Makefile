@@ -8,7 +8,7 @@ SOURCES := pyproject.toml constraints.txt runtime/CMakeLists.txt $(wildcard runt
 DEPLOYMENT := $(VENV)/.deployment
 NODE := tests/deployment/js
 
-.PHONY: demo test wheel check check-native check-native-aarch64 format clean
+.PHONY: demo test wheel check check-native check-native-aarch64 format cli-docs clean
 ROUNDS ?= 100000
 AARCH64 ?= aarch64-linux-gnu
 
@@ -64,10 +64,14 @@ $(DEPLOYMENT): $(STAMP) $(NODE)/package-lock.json
 
 $(STAMP): $(SOURCES)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[demo,tensorboard,images,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo,tensorboard,dev]'
 	@$(BIN)/python -c "from dns_onnx.runtime import library_path; print('Sparse kernels:', library_path())" 2>/dev/null \
 	  || echo "Installed without the native sparse kernels; everything else works."
 	touch $@
+
+# docs/cli.md, from the help texts
+cli-docs: $(STAMP)
+	$(BIN)/typer dns_onnx.cli.app utils docs --name dns-onnx --title 'The command line' --output docs/cli.md
 
 clean:
 	rm -rf $(VENV) build dist demo $(NODE)/node_modules

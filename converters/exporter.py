@@ -65,11 +65,14 @@ def export_model(
 
     weights: by ONNX name, in the tensor's shape, zeros where cut.  A zero of either sign is a cut
     entry and is written as +0.  path: where to write it; None only builds it.
+    format: csr (CSR operators with a function body), portable (the decoding in standard
+    operators), coo (sparse_initializer) or dense.
     metadata: provenance, kept in metadata_props under `dns_onnx.`.
     min_sparsity: tensors with a smaller fraction of zeros stay dense.  drop_dead: first remove
     units that provably do not change the result.  values: how values are stored ("float16" and
     "int8" lose precision).  wants_kernel: whether a layer gains from a sparse operator.
-    Raises ExportError for a weight that does not fit the model, and if the file cannot be written;
+    Raises ExportError for a weight that does not fit the model, for a format or values that there
+    are not, and if the file cannot be written;
     ModelError for a broken model.
     """
     model = read_model(original)

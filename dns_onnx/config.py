@@ -184,7 +184,8 @@ class Distill(_Strict):
     weight: its part of the loss, from 0 to 1; default: 1 where there are no labels, else 0.  Where
         a run has a target, labels teach to classify and no solver is given, a probe chooses.
     loss: kl, binary, mse (relative to the teacher's), l1 (the same), cosine or
-        package.module:function; auto takes kl for class scores, mse elsewhere.
+        package.module:function; auto takes kl for class scores, binary for scores before a Sigmoid,
+        mse elsewhere.
     temperature: softens class scores, of both.
     """
 
@@ -309,7 +310,10 @@ class Config(_Strict):
 
 
 def parse_config(values: Mapping[str, Any], where: str) -> Config:
-    """Validate plain values.  where: the file that errors name."""
+    """Validate plain values.  where: the file that errors name.
+
+    Raises ConfigError, naming the key and what is allowed there.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -74,6 +74,7 @@ def compress(
     model, out: paths.  train, eval: DATA arguments (see `sources.load`), torch Datasets, iterables
         of batches, or datasets of ours; eval data decide nothing.  Without train data, inputs are
         drawn at random from what the model declares (the weak mode).
+    config: default: search for the smallest model within 0.1 points.
     format: csr, portable, coo or dense.  values: float32, float16 or int8.
     device: auto, cpu or cuda.
     run_dir: checkpoints and log (default: beside `out`); resume: go on from what lies there.

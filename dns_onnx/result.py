@@ -36,6 +36,10 @@ class LayerResult:
 class Result:
     """A finished compression: the file, how it came about, and what was found about it.
 
+    model, path: the file before and after.  config: the settings.
+    outcome: iterations, seconds, held-out metric.  layers, spared: what was kept of those under
+    surgery, and why others were not.  export: how each tensor is stored.  check: in ONNX Runtime.
+    run_dir: checkpoints, log, trials.
     started_at: the iteration (of a search: the trial) that it was resumed at, 0 where it was not.
     metric_source: where the metric was read: "eval", "held-out" or "training" data, the latter two
         "random" where no data were given.

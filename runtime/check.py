@@ -48,7 +48,11 @@ class OutputError:
 
 @dataclass(frozen=True)
 class Check:
-    """All that was found about a pruned file; `ok` and `problems` say whether it holds."""
+    """All that was found about a pruned file; `ok` and `problems` say whether it holds.
+
+    outputs: against the `reference`, on `rows` rows.  metric: None where there are no data.
+    tensors, sizes: entries and bytes.  timings: latencies.  words: what else is worth knowing.
+    """
 
     outputs: list[OutputError]
     reference: str
@@ -107,6 +111,8 @@ def check(
         labels all of them.
     max_drop: largest allowed drop of the metric, in the unit of `Metric.drop`.
     seconds: how long each contender is timed.
+    Raises ModelError for files that do not run or have other inputs and outputs, DataError and
+    ConfigError for data or a metric that do not fit.
     """
     before = session(original, native=False, threads=threads)
     after = session(pruned, native=False, threads=threads)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from dns_onnx.cli.app import app, main
@@ -49,6 +50,15 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0
     assert f"Example: dns-onnx {verb}" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_manual_has_every_option(verb: str) -> None:
+    manual = (Path(__file__).parent.parent / "docs" / "cli.md").read_text("utf-8")
+    section = manual.split(f"## `dns-onnx {verb}`")[1].split("\n## ")[0]
+    command = typer.main.get_command(app).commands[verb]
+    for option in (o for p in command.params for o in p.opts if o.startswith("-")):
+        assert option in section, "run `make cli-docs`"
 
 
 def test_compress_writes_model_report_and_run_folder(small: Path, cli) -> None:

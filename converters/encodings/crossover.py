@@ -2,8 +2,9 @@
 
 Measured in turn with ONNX Runtime's dense kernels on an AMD EPYC (2 cores), one thread, batch 1, by
 `DNS_ONNX_KERNELS=avx2 python benchmarks/crossover.py` (docs/results/crossover_avx2.json): of layers
-of one kind the highest crossing.  With AVX-512 a vector times a matrix pays up to twice the density
-(docs/results/crossover.json); `dns_onnx.runtime.session` measures again on the machine at hand.
+of one kind the highest crossing.  With AVX-512 a vector times a matrix pays up to 3 times the
+density (docs/results/crossover.json); `dns_onnx.runtime.session` measures again on the machine at
+hand.
 """
 
 from __future__ import annotations

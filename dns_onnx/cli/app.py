@@ -17,7 +17,10 @@ DEBUG = "DNS_ONNX_DEBUG"
 app = typer.Typer(
     name="dns-onnx",
     help="Prune any ONNX model by Dynamic Network Surgery; get back a small ONNX model.",
-    epilog="Exit codes: 0 success, 1 the result misses what was asked, 2 wrong usage or bad input.",
+    epilog=(
+        "Exit codes: 0 success, 1 the result misses what was asked, 2 wrong usage or bad input, "
+        "130 stopped: go on with --resume."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

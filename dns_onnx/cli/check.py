@@ -11,7 +11,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from dns_onnx import report, sources
-from dns_onnx.cli.compress import DATA_HELP, DROP_LIMIT_HELP, METRIC_HELP
+from dns_onnx.cli.compress import DATA_HELP, METRIC_HELP, NO_WORSE_HELP
 from dns_onnx.cli.console import out, print_verdict, show, write_json
 from dns_onnx.config import Config, Preprocess
 from dns_onnx.converters.frontier import attachment_points
@@ -38,7 +38,7 @@ def command(
         str | None, typer.Option(help=f"data to compare on: {DATA_HELP}", metavar="DATA")
     ] = None,
     metric: Annotated[str | None, typer.Option(help=METRIC_HELP)] = None,
-    max_drop: Annotated[float | None, typer.Option(help=DROP_LIMIT_HELP)] = None,
+    max_drop: Annotated[float | None, typer.Option(help=NO_WORSE_HELP)] = None,
     threads: Annotated[int, typer.Option(help="threads of ONNX Runtime", min=1)] = 1,
     seconds: Annotated[float, typer.Option(help="time for each latency, in seconds")] = 1.0,
     json_file: Annotated[

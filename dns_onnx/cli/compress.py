@@ -83,6 +83,10 @@ DROP_LIMIT_HELP = (
     "(percentage points for fractions, dB for psnr, per cent for mse; default 0.1); exit 1 if the "
     "written file breaks it"
 )
+NO_WORSE_HELP = (
+    "exit 1 if the metric is worse by more than this (percentage points for fractions, dB for "
+    "psnr, per cent for mse); default: no limit"
+)
 COMPRESSION_HELP = "keep one entry in so many, e.g. 50, instead of searching"
 SPARSITY_HELP = "the same as a share of zeros, e.g. 0.98"
 MIN_METRIC_HELP = "the budget as the metric itself, e.g. 0.99"
@@ -95,7 +99,7 @@ PICK_HELP = "with --resume: write this trial of the search rather than the small
 DATA_HELP = (
     "an .npz with arrays named as the model's inputs and, if there are any, `labels`; mnist:DIR; a "
     "folder of npz shards, ONNX test_data_set_* or images; package.module:function; or random. "
-    "Options after `?`: scale, mean, std, layout, split."
+    "Options after `?`: scale, mean, std, layout, input, split; of random: rows, low, high."
 )
 SHAPE_HELP = "whole shape of an input that leaves sizes open, such as x=1x3x224x224"
 

@@ -12,8 +12,8 @@ from dns_onnx.cli.check import prove
 from dns_onnx.cli.compress import (
     DATA_HELP,
     DROP_HELP,
-    DROP_LIMIT_HELP,
     METRIC_HELP,
+    NO_WORSE_HELP,
     VALUES_HELP,
     Format,
     Values,
@@ -38,7 +38,7 @@ def command(
         str | None, typer.Option(help=f"check the result on: {DATA_HELP}", metavar="DATA")
     ] = None,
     metric: Annotated[str | None, typer.Option(help=METRIC_HELP)] = None,
-    max_drop: Annotated[float | None, typer.Option(help=DROP_LIMIT_HELP)] = None,
+    max_drop: Annotated[float | None, typer.Option(help=NO_WORSE_HELP)] = None,
 ) -> None:
     """Write MODEL with its sparse weights in another format; float32 values stay bit for bit.
 
