@@ -16,7 +16,7 @@ import numpy as np
 
 from dns_onnx.config import Config, Target, parse_config
 from dns_onnx.errors import CheckpointError
-from dns_onnx.pace import LONGER, next_growth
+from dns_onnx.pace import LEAST_GROWTH, LONGER, next_growth
 from dns_onnx.targets import Descent
 
 TRIALS = "trials.jsonl"
@@ -108,7 +108,10 @@ def next_plan(trials: Sequence[Trial], target: Target, highest: float = math.inf
         cut = [t.plan.ratio for t in trials if t.accepted and not t.iterations]
         reached = ([max(cut)] if cut else []) + reached
         factor = next_growth(reached, target.growth) if reached else target.growth
-        return Plan(min(low * factor, highest), parent, longer=longer)
+        # what was too far for shorter trials is far enough for longer ones
+        broke = [t.plan.ratio for t in trials if not t.accepted]
+        far = min([r for r in broke if r >= low * LEAST_GROWTH], default=math.inf)
+        return Plan(min(low * factor, far, highest), parent, longer=longer)
     nearest = min(p.ratio for p in failed)
     parents = {p.parent for p in failed if p.ratio == nearest}
     nearer = best.trial if best else None

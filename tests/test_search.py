@@ -135,6 +135,16 @@ def test_what_training_longer_gains_is_followed_in_small_steps() -> None:
     assert next_plan(trials, Target()) == Plan(pytest.approx(17 * 1.2**0.5), 3, longer=1)
 
 
+def test_longer_trials_go_no_farther_at_first_than_where_shorter_ones_broke() -> None:
+    plans = [(8, 0, True), (32, 0, False), (16, 0, False), (16, 1, True)]
+    trials = [
+        replace(trial(i, ratio, held), plan=Plan(ratio, 0 if i else None, longer=longer))
+        for i, (ratio, longer, held) in enumerate(plans)
+    ]
+    assert next_plan(trials, Target(growth=8)) == Plan(32, 3, longer=1)
+    assert next_plan(trials, Target(growth=1.5)) == Plan(24, 3, longer=1)
+
+
 def test_no_layer_is_asked_to_keep_less_than_it_may() -> None:
     trials = [trial(0, 4, True), trial(1, 16, True)]
     assert next_plan(trials, Target(), highest=40.0) == Plan(40, 1)
