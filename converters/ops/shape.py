@@ -221,7 +221,7 @@ def slice_(
     for axis, cut in enumerate(cuts):
         if cut.step is not None and cut.step < 0:
             places = range(data.shape[axis])[_reachable(cut, data.shape[axis])]
-            index = torch.arange(places.start, places.stop, places.step, device=data.device)
+            index = torch.arange(len(places), device=data.device) * places.step + places.start
             data = in_bits(lambda x, a=axis, i=index: x.index_select(a, i), data)  # type: ignore[misc]
             cuts[axis] = slice(None)
     return data[tuple(cuts)]
