@@ -12,8 +12,10 @@ from dns_onnx import compress
 from dns_onnx.config import Preprocess, parse_config
 from dns_onnx.data import ArrayDataset
 from dns_onnx.feed import Feed
+from dns_onnx.journal import Progress
 from dns_onnx.masks import Masked
 from dns_onnx.preprocess import InputSpec
+from dns_onnx.result import Result
 from dns_onnx.surgery import LayerSurgery, Schedule
 
 pytestmark = pytest.mark.gpu
@@ -85,4 +87,26 @@ def test_a_search_cuts_fits_and_trains_on_cuda(small: Path) -> None:
     )  # fmt: skip
     assert {t.iterations for t in result.trials} == {0, 100}
     assert any(t.accepted and t.ratio > 2 for t in result.trials)
+    assert result.check.ok, result.check.problems
+
+
+def test_convolutions_go_on_from_a_checkpoint(images: Path) -> None:
+    """Fused solvers refuse momenta that lie in memory in another way than the weights."""
+
+    def stop(progress: Progress) -> None:
+        if progress.iteration == 100:
+            raise KeyboardInterrupt
+
+    def run(**options) -> Result:
+        values = {"train": {"iterations": 200, "checkpoint_seconds": 1e-6},
+                  "surgery": {"c_rate": 0.5}}  # fmt: skip
+        return compress(
+            images / "net.onnx", images / "out.onnx", train=f"{images}/train.npz",
+            config=parse_config(values, "test"), device="cuda", bench_seconds=0.05, **options,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        run(observe=stop)
+    result = run(resume=True)
+    assert result.started_at == 100
     assert result.check.ok, result.check.problems
