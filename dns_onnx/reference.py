@@ -207,7 +207,7 @@ def _pace(run: Run, data: Dataset) -> float:
         outcome = idle.train(data, None, silent)
         if distributed.is_main():
             shutil.rmtree(idle.folder)
-            path.write_text(json.dumps({"seconds": outcome.seconds / outcome.iterations}), "utf-8")
+            _put(path, {"seconds": outcome.seconds / outcome.iterations})
         distributed.wait()
     return float(json.loads(path.read_text("utf-8"))["seconds"])
 
@@ -282,9 +282,13 @@ def _read(path: Path, run: Run, original: float) -> Reference:
 
 
 def _write(path: Path, run: Run, found: Reference) -> None:
+    _put(path, {"of": _key(run, found.original), "reference": asdict(found)})
+
+
+def _put(path: Path, values: dict[str, Any]) -> None:
+    """Write a file of JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
-    values = {"of": _key(run, found.original), "reference": asdict(found)}
     with draft.open("w", encoding="utf-8") as file:
         file.write(json.dumps(values, indent=1) + "\n")
         file.flush()

@@ -32,7 +32,7 @@ from dns_onnx.journal import Note, Observer, Patience
 from dns_onnx.pace import first_guess
 from dns_onnx.prices import least
 from dns_onnx.probe import PROBE, Probe, Prober
-from dns_onnx.reference import REFERENCE, Reference, nearly_perfect, settle, twin_folders
+from dns_onnx.reference import PACE, REFERENCE, Reference, nearly_perfect, settle, twin_folders
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.snapshot import put_back, taken
 from dns_onnx.targets import TargetSurgery, goals
@@ -274,7 +274,7 @@ class Search:
             shutil.rmtree(folder)
         for folder in (*twins, *self.folder.glob("probe-*")):
             shutil.rmtree(folder, ignore_errors=True)
-        for name in (TRIALS, REFERENCE, PROBE):
+        for name in (TRIALS, REFERENCE, PACE, PROBE):
             (self.folder / name).unlink(missing_ok=True)
         distributed.wait()
 

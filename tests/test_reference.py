@@ -19,6 +19,7 @@ from dns_onnx.errors import CheckpointError, Diverged
 from dns_onnx.pipeline import allowed
 from dns_onnx.reference import (
     MOST,
+    PACE,
     REFERENCE,
     TWIN,
     TWINS,
@@ -278,3 +279,6 @@ def test_twins_take_no_longer_than_a_trial_may(
     (result.run_dir / REFERENCE).unlink()
     run(tmp_path, config=parse_config(values, "test"), resume=True)
     assert paces[0] == paces[1] > 0
+    (result.run_dir / PACE).write_text('{"seconds": 77}')
+    run(tmp_path, config=parse_config(values, "test"))
+    assert paces[2] != 77  # a new search takes its own time
