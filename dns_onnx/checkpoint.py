@@ -94,6 +94,17 @@ def save(
             shutil.rmtree(old, ignore_errors=True)
 
 
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a small file of a run folder, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(values, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
 def latest(folder: Path) -> Checkpoint | None:
     """The newest complete checkpoint below `folder`, or None.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dns_onnx import distributed
+from dns_onnx import checkpoint, distributed
 from dns_onnx.attach import to_device
 from dns_onnx.config import Config
 from dns_onnx.cuts import Cut, Cutter, Judge
@@ -30,7 +29,6 @@ from dns_onnx.journal import silent
 from dns_onnx.pace import LONGER, doublings, first_guess, in_time, next_growth
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.snapshot import put_back, taken
-from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
 from dns_onnx.train import Run, eval_batch
 
 PROBE = "probe.json"
@@ -136,7 +134,8 @@ class Prober:
         if found is None:
             found = self._found(asked, tell)
             if distributed.is_main():
-                _write(path, self.run, found)
+                values = {"of": _key(self.run), "probe": asdict(found)}
+                checkpoint.write_json(path, values)
             distributed.wait()
         return found
 
@@ -219,8 +218,7 @@ class Prober:
             shutil.rmtree(folder, ignore_errors=True)
         distributed.wait()
         self._begin(start, ratio)
-        idle = [LayerSurgery(x.name, x.tensors, Schedule(0.0), x.grain) for x in run.surgery]
-        trained = run.again(Surgery(idle, config.seed), config, folder, run.fingerprint)
+        trained = run.again(run.surgery.idle(config.seed), config, folder, run.fingerprint)
         torch.manual_seed(config.seed)
         try:
             outcome = trained.train(self.cutter.data, None, silent)
@@ -305,13 +303,3 @@ def _read(path: Path, run: Run) -> Probe:
             "another --run-dir"
         )
     return found
-
-
-def _write(path: Path, run: Run, found: Probe) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"of": _key(run), "probe": asdict(found)}, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

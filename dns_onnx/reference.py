@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import statistics
@@ -32,7 +31,6 @@ from dns_onnx.journal import Observer, silent
 from dns_onnx.pace import in_time
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.snapshot import put_back, taken
-from dns_onnx.surgery import LayerSurgery, Schedule, Surgery
 from dns_onnx.train import Run
 
 REFERENCE = "reference.json"
@@ -88,7 +86,8 @@ def settle(
     if found is None:
         found = _found(run, data, heldout, original, iterations, observe)
         if distributed.is_main():
-            _write(path, run, found)
+            values = {"of": _key(run, original), "reference": asdict(found)}
+            checkpoint.write_json(path, values)
             for folder in twin_folders(run.folder):
                 checkpoint.remove(folder)
         distributed.wait()
@@ -110,19 +109,20 @@ def _found(
     if not same((taught, len(some)), (original, len(heldout))):
         return plain  # it has a gap of its own: it does not know the held-out rows
     found, told, start = plain, [], taken(run)
-    if "iterations" not in run.config.train.model_fields_set:
-        iterations = in_time(iterations, _pace(run, data))
-    for number in range(TWINS):
-        put_back(run, start)
-        try:
+    try:
+        if "iterations" not in run.config.train.model_fields_set:
+            iterations = in_time(iterations, _pace(run, data))
+        for number in range(TWINS):
+            put_back(run, start)
             twin = _twin(run, data, iterations, observe, number)
-        except Diverged:
-            return replace(plain, said="a twin trained anew diverged")
-        told.append((twin.score(some), twin.score(heldout)))
-        twin_taught, new = (statistics.fmean(part) for part in zip(*told, strict=True))
-        found = judged(replace(plain, twin_taught=twin_taught, twin=new), len(some), len(heldout))
-        if not found.moved:
-            break
+            told.append((twin.score(some), twin.score(heldout)))
+            twin_taught, new = (statistics.fmean(part) for part in zip(*told, strict=True))
+            found = replace(plain, twin_taught=twin_taught, twin=new)
+            found = judged(found, len(some), len(heldout))
+            if not found.moved:
+                break
+    except Diverged:
+        return replace(plain, said="a twin trained anew diverged")
     return found
 
 
@@ -207,7 +207,7 @@ def _pace(run: Run, data: Dataset) -> float:
         outcome = idle.train(data, None, silent)
         if distributed.is_main():
             shutil.rmtree(idle.folder)
-            _put(path, {"seconds": outcome.seconds / outcome.iterations})
+            checkpoint.write_json(path, {"seconds": outcome.seconds / outcome.iterations})
         distributed.wait()
     return float(json.loads(path.read_text("utf-8"))["seconds"])
 
@@ -224,10 +224,9 @@ def _twin(run: Run, data: Dataset, iterations: int, observe: Observer, number: i
 
 
 def _idle(run: Run, config: Config, folder: Path) -> Run:
-    """A run that trains and cuts nothing."""
-    layers = [LayerSurgery(x.name, x.tensors, Schedule(0.0), x.grain) for x in run.surgery]
+    """A run that trains by labels alone, and cuts nothing."""
     fingerprint = {**run.fingerprint, "twin": config.model_dump(mode="json")}
-    idle = run.again(Surgery(layers, config.seed), config, folder, fingerprint)
+    idle = run.again(run.surgery.idle(config.seed), config, folder, fingerprint)
     # the original teaches nothing: it would pass on what it knows
     idle.objective = replace(run.objective, by_teacher=None, share=0.0)
     return idle
@@ -279,18 +278,3 @@ def _read(path: Path, run: Run, original: float) -> Reference:
             f"{path}: belongs to another model or other data; start anew in another --run-dir"
         )
     return found
-
-
-def _write(path: Path, run: Run, found: Reference) -> None:
-    _put(path, {"of": _key(run, found.original), "reference": asdict(found)})
-
-
-def _put(path: Path, values: dict[str, Any]) -> None:
-    """Write a file of JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(values, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

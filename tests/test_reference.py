@@ -204,10 +204,14 @@ def test_no_twin_is_trained_where_it_could_not_matter(
     assert not found.moved
 
 
+@pytest.mark.parametrize("timed", [False, True], ids=["in its training", "while it is timed"])
 def test_a_twin_that_diverges_leaves_the_original(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: bool
 ) -> None:
     by_heart(tmp_path)
+    values = settings(trials=1).model_dump(mode="json", exclude_unset=True)
+    if timed:
+        del values["train"]["iterations"]
 
     def train(self: Run, *rest: object) -> None:
         raise Diverged("loss nan")
@@ -216,7 +220,7 @@ def test_a_twin_that_diverges_leaves_the_original(
     monkeypatch.setattr(
         Run, "train", lambda self, *a: (train if TWIN in self.folder.name else whole)(self, *a)
     )
-    found = run(tmp_path).reference
+    found = run(tmp_path, config=parse_config(values, "test")).reference
     assert found is not None
     assert not found.moved
     assert "diverged" in found.said

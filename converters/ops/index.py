@@ -77,8 +77,8 @@ def gather_nd(data: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
 
 def _alike(data: Tensor, updates: Tensor) -> tuple[Tensor, Tensor]:
     """Both in one type: mixed precision may have narrowed one of them."""
-    wide = torch.promote_types(data.dtype, updates.dtype) if data.dtype != updates.dtype else None
-    return (data, updates) if wide is None else (data.to(wide), updates.to(wide))
+    wide = torch.promote_types(data.dtype, updates.dtype)
+    return data.to(wide), updates.to(wide)
 
 
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
