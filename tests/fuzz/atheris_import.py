@@ -37,9 +37,9 @@ def mutate(data: bytes, most: int, number: int) -> bytes:
     """Half of the time a fault in the structure, otherwise libFuzzer's own flips."""
     if number % 2:
         try:
-            broken = damage(ModelProto.FromString(data), number).SerializeToString()
+            broken = damage(ModelProto.FromString(data), number)
             return broken if len(broken) <= most else data
-        except Exception:  # no model any more, or too deep to write
+        except Exception:  # no model any more
             return atheris.Mutate(data, most)
     return atheris.Mutate(data, most)
 

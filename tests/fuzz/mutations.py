@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from google.protobuf import message
 from onnx import (
     AttributeProto,
     GraphProto,
@@ -27,14 +28,17 @@ LOCATIONS = (
 )  # fmt: skip
 
 
-def damage(model: ModelProto, seed: int) -> ModelProto:
-    """A copy of the model with one to four faults, drawn from the seed."""
+def damage(model: ModelProto, seed: int) -> bytes:
+    """The bytes of the model with one to four faults, drawn from the seed."""
     rng = random.Random(seed)
     broken = ModelProto()
     broken.CopyFrom(model)
-    for _ in range(rng.randint(1, 4)):
-        _FAULTS[rng.randrange(len(_FAULTS))](broken, rng)
-    return broken
+    try:
+        for _ in range(rng.randint(1, 4)):
+            _FAULTS[rng.randrange(len(_FAULTS))](broken, rng)
+        return broken.SerializeToString()
+    except message.Error:  # nested too deep for protobuf to write
+        return damage_bytes(model.SerializeToString(), seed)
 
 
 def damage_bytes(data: bytes, seed: int) -> bytes:
@@ -234,6 +238,8 @@ def _tensor_data(model: ModelProto, rng: random.Random) -> None:
 def _tensor_values(model: ModelProto, rng: random.Random) -> None:
     """Other numbers of the same type and shape: sizes and axes among them."""
     tensor = _tensor(model, rng)
+    if tensor.data_location == TensorProto.EXTERNAL:  # in a file that is not here
+        return
     try:
         array = numpy_helper.to_array(tensor).copy()
         if array.dtype.kind in "iuf" and array.size:
