@@ -37,11 +37,26 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows to train on and rows to judge by.  options: what a DATA argument says after its `?`."""
+    """Rows to train on and rows to judge by.
+
+    options: what a DATA argument says after its `?`.  held: so many of the last training rows are
+    whole recordings, which may be held out together; 0 where rows come from none.
+    """
 
     train: Arrays
     eval: Arrays
     options: str = ""
+    held: int = 0
+
+
+def parted(made: Inputs) -> tuple[Arrays, Arrays]:
+    """(teaching rows, held-out rows) of the training rows, no recording in both."""
+    count = max(map(len, map(np.atleast_1d, made.train.values())))
+    rows = {n: a for n, a in made.train.items() if np.ndim(a) and len(a) == count}
+    return tuple(
+        {**made.train, **{n: a[part] for n, a in rows.items()}}
+        for part in (slice(None, -made.held), slice(-made.held, None))
+    )  # type: ignore[return-value]
 
 
 # ------------------------------------------------------------------ images
@@ -217,11 +232,7 @@ def silero_vad(root: Path) -> Inputs:
             feeds = {"input": row["input"][None], "state": state, "sr": np.array(RATE)}
             _, state = session.run(None, feeds)
 
-    train, held = (
-        {**_rows([s for c in part for s in steps(c)]), "sr": np.array(RATE)}
-        for part in speech(24, 12)
-    )
-    return Inputs(train, held)
+    return _recorded(speech(24, 12), steps, {"sr": np.array(RATE)})
 
 
 def gtcrn(root: Path, every: int = 7) -> Inputs:
@@ -242,8 +253,20 @@ def gtcrn(root: Path, every: int = 7) -> Inputs:
             _, *after = session.run(None, {**row, "mix": row["mix"][None]})
             state = dict(zip(caches, after, strict=True))
 
-    train, held = (_rows([s for c in part for s in steps(c)]) for part in speech(20, 6))
-    return Inputs(train, held)
+    return _recorded(speech(20, 6), steps, {})
+
+
+def _recorded(
+    clips: tuple[list[Array], list[Array]], steps: Callable[[Array], Iterator[Arrays]],
+    whole: Arrays,
+) -> Inputs:  # fmt: skip
+    """The steps of clips, in order, the last fifth of the training clips to be held out."""
+    train, held = ([list(steps(clip)) for clip in part] for part in clips)
+    last = sum(map(len, train[-(len(train) // 5) :]))
+    return Inputs(
+        *({**_rows([s for clip in part for s in clip]), **whole} for part in (train, held)),
+        held=last,
+    )
 
 
 def _rows(steps: list[Arrays]) -> Arrays:

@@ -7,6 +7,7 @@ DIR of --data holds models/ and data/ (DNS_ONNX_DATA).  Every net is `dns-onnx c
 learning rate and thresholds are found by the search.  Rows come from real_inputs.py; those for
 evaluation are read once, at the end.  A run that is finished is not run again, and one that was
 stopped goes on.  --untrained stops before any training, at the compression that cuts alone reach.
+--margin is that of `dns-onnx compress`; with one, recordings are held out as a whole.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def main(
     net: Annotated[list[str] | None, typer.Option(help="only these")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="default: 0")] = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="cut and fitted only")] = False,
+    margin: Annotated[float, typer.Option(help="standard errors to stay in the budget by")] = 0.0,
     out: Annotated[Path | None, typer.Option(help="write the table there, .md and .json")] = None,
 ) -> None:
     """Search once for each net and seed, and print the table of all that are finished."""
@@ -79,34 +81,39 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     for number in seed or [0]:
         for name in net or list(NETS):
-            done = work / f"{name}-{'cut' if untrained else 'search'}-{number}.json"
+            done = work / f"{name}-{'cut' if untrained else 'search'}-{margin:g}-{number}.json"
             if not done.exists():
-                row = search(name, number, data, work, untrained)
+                row = search(name, number, data, done.with_suffix(""), untrained, margin)
                 done.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
             write(finished(work), out)
     console.print(table(finished(work)), markup=False)
 
 
-def search(name: str, seed: int, data: Path, work: Path, untrained: bool) -> dict[str, Any]:
-    """One search; all that the table and its reader need of it."""
-    out = work / f"{name}-{'cut' if untrained else 'search'}-{seed}.onnx"
-    train, held = rows_of(name, data, work / "inputs" / name)
+def search(
+    name: str, seed: int, data: Path, base: Path, untrained: bool, margin: float
+) -> dict[str, Any]:
+    """One search; all that the table and its reader need of it.
+
+    base: what its files are called, but for their suffixes.
+    """
+    train, val, held = rows_of(name, data, base.parent / "inputs" / name, whole=margin > 0)
     console.print(f"{name}, seed {seed}", markup=False)
+    config = settings(NETS[name], seed, untrained, margin)
     result = compress(
-        data / "models" / f"{name}.onnx", out, train=train, eval=held,
-        config=settings(NETS[name], seed, untrained), max_drop=NETS[name].drop, device="cpu",
-        resume=True, observe=say_progress, tell=say_found, bench_seconds=0.2,
+        data / "models" / f"{name}.onnx", Path(f"{base}.onnx"), train=train, val=val, eval=held,
+        config=config, max_drop=NETS[name].drop, device="cpu", resume=True,
+        observe=say_progress, tell=say_found, bench_seconds=0.2,
     )  # fmt: skip
-    return row_of(name, seed, result, work)
+    return row_of(name, seed, result, margin)
 
 
-def settings(net: Net, seed: int, untrained: bool) -> Config:
+def settings(net: Net, seed: int, untrained: bool, margin: float) -> Config:
     """What the run is told; what is not trained needs no solver."""
     values: dict[str, Any] = {
         "seed": seed,
         "data": {"batch": net.batch},
         "train": {"iterations": net.iterations, "log_every": max(net.iterations // 4, 1)},
-        "target": {"trials": 1 if untrained else TRIALS},
+        "target": {"trials": 1 if untrained else TRIALS, "margin": margin},
         **({"solver": {"type": "sgd"}} if untrained else {}),
     }
     for name, table in net.settings.items():
@@ -114,20 +121,31 @@ def settings(net: Net, seed: int, untrained: bool) -> Config:
     return parse_config(values, "real_networks")
 
 
-def rows_of(name: str, data: Path, folder: Path) -> tuple[str, str]:
-    """DATA arguments for training and for evaluation."""
+def rows_of(name: str, data: Path, folder: Path, whole: bool) -> tuple[str, str | None, str]:
+    """DATA arguments for training, held-out and evaluation rows.
+
+    whole: recordings are held out as a whole, where rows come from any; else the run holds out
+    rows of its own choice, and the second is None.
+    """
     options = folder / "options.txt"
     if not options.exists():
         made = real_inputs.MAKERS[name](data)
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "train.npz", **made.train)
         np.savez(folder / "eval.npz", **made.eval)
+        if made.held:
+            teaching, held = real_inputs.parted(made)
+            np.savez(folder / "teaching.npz", **teaching)
+            np.savez(folder / "held.npz", **held)
         options.write_text(made.options, "utf-8")
     asked = "?" + options.read_text("utf-8") if options.read_text("utf-8") else ""
-    return f"{folder / 'train.npz'}{asked}", f"{folder / 'eval.npz'}{asked}"
+    train, val = "train", None
+    if whole and (folder / "held.npz").exists():
+        train, val = "teaching", f"{folder / 'held.npz'}{asked}"
+    return f"{folder / train}.npz{asked}", val, f"{folder / 'eval.npz'}{asked}"
 
 
-def row_of(name: str, seed: int, result: Result, work: Path) -> dict[str, Any]:
+def row_of(name: str, seed: int, result: Result, margin: float) -> dict[str, Any]:
     """The figures of a finished run."""
     check, best = result.check, smallest(result.trials)
     judged = check.metric
@@ -136,11 +154,13 @@ def row_of(name: str, seed: int, result: Result, work: Path) -> dict[str, Any]:
     kept, size = best.kept, best.size
     probe = json.loads((result.run_dir / "probe.json").read_text("utf-8"))["probe"]
     return {
-        "net": name, "seed": seed, "learned": result.objective, "metric": judged.name,
+        "net": name, "seed": seed, "margin": margin, "learned": result.objective,
+        "metric": judged.name,
         "before": judged.before, "after": judged.after, "drop": judged.drop, "rows": check.rows,
         "budget": NETS[name].drop, "kept": kept, "size": size, "sparsity": 1 - kept / size,
         "untrained": probe["ratio"], "solver": probe["solver"],
         "beside": best.settings["distill"]["weight"], "heldout_drop": best.drop,
+        "error": best.error,
         "csr_bytes": check.sizes.file, "original_bytes": check.sizes.original,
         "ok": check.ok, "iterations": NETS[name].iterations,
         "trials": sum(t.iterations > 0 for t in result.trials),
@@ -152,7 +172,14 @@ def row_of(name: str, seed: int, result: Result, work: Path) -> dict[str, Any]:
 def finished(work: Path) -> list[dict[str, Any]]:
     """All rows there are, by net, then by seed."""
     rows = [json.loads(p.read_text("utf-8")) for name in NETS for p in work.glob(f"{name}-*.json")]
-    return sorted(rows, key=lambda r: (list(NETS).index(r["net"]), r["trials"] > 0, r["seed"]))
+    for row in rows:  # those of before there were margins
+        row.update({"margin": row.get("margin", 0.0), "error": row.get("error", 0.0)})
+    return sorted(rows, key=lambda r: (list(NETS).index(r["net"]), *kind(r), r["seed"]))
+
+
+def kind(row: dict[str, Any]) -> tuple[float, bool]:
+    """What is alike in the rows of one line, beside the net."""
+    return row["margin"], row["trials"] > 0
 
 
 def say_progress(progress: Progress) -> None:
@@ -181,17 +208,18 @@ def say_found(found: Trial | Reference | Cut | Probe) -> None:
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """A line for each net; several seeds as a range."""
-    header = ["net", "learned from", "seeds", "zeros", "compression", "of which untrained",
-              "metric", "original", "pruned", "drop", "budget", "held-out drop", "bytes",
-              "`csr` bytes", "solver", "trained: batch x iterations x trials",
+    header = ["net", "learned from", "margin", "seeds", "zeros", "compression",
+              "of which untrained", "metric", "original", "pruned", "drop", "budget",
+              "held-out drop", "its standard error", "bytes", "`csr` bytes", "solver",
+              "trained: batch x iterations x trials",
               "seconds"]  # fmt: skip
     lines = []
     found = list(rows)
-    for name, trained in dict.fromkeys((r["net"], r["trials"] > 0) for r in found):
-        of = [r for r in found if (r["net"], r["trials"] > 0) == (name, trained)]
+    for name, margin, trained in dict.fromkeys((r["net"], *kind(r)) for r in found):
+        of = [r for r in found if (r["net"], *kind(r)) == (name, margin, trained)]
         one = of[0]
         lines.append([
-            name, NETS[name].teaches, str(len(of)),
+            name, NETS[name].teaches, f"{margin:g}", str(len(of)),
             span([100 * r["sparsity"] for r in of], ".1f", " %"),
             span([r["size"] / r["kept"] for r in of], ".2f", "x"),
             span([r["untrained"] for r in of], ".2f", "x"), one["metric"],
@@ -199,6 +227,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             span([100 * r["after"] for r in of], ".2f", " %"),
             span([r["drop"] for r in of], "+.2f"), f"{one['budget']:g}",
             span([r["heldout_drop"] for r in of], "+.2f"),
+            span([r["error"] for r in of], ".2f") if margin else "-",
             f"{one['original_bytes']:,}", span([r["csr_bytes"] for r in of], ",.0f"),
             ", ".join(dict.fromkeys(told(r) for r in of)) if trained else "none",
             f"{one['batch']} x {one['iterations']} x {span([r['trials'] for r in of], '.0f')}"

@@ -38,11 +38,17 @@ class Budget:
         """How many held-out answers the drop is; None where it is not counted in them."""
         return None if self.drop is None or not self.answers else self.drop / 100 * self.answers
 
-    def holds(self, value: float) -> bool:
-        """Whether a model with this held-out metric may be the result."""
+    def holds(self, value: float, error: float = 0.0) -> bool:
+        """Whether a model with this held-out metric may be the result.
+
+        error: the standard error of its drop, which the target's margin counts in.
+        """
         target = self.target
         if target.density is not None:
             return True
-        if target.min_metric is not None and self.metric.better(target.min_metric, value):
-            return False
-        return self.drop is None or self.metric.drop(self.reference, value) <= self.drop + 1e-9
+        spare = target.margin * error if target.margin else 0.0
+        limits = [(target.min_metric, 0.0), (self.reference, self.drop)]
+        return all(
+            self.metric.drop(start, value) + spare <= drop + 1e-9
+            for start, drop in limits if start is not None and drop is not None
+        )  # fmt: skip

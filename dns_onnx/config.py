@@ -203,6 +203,8 @@ class Target(_Strict):
     max_drop: how much worse than the original the model may be on held-out data, in percentage
         points (or what `runtime.metrics` says of the metric); default 0.1.  min_metric: how bad
         the metric itself may be, as a fraction (0.99, not 99 %).
+    margin: standard errors of the drop (`doubt`) that a model must stay within the budget by; more
+        than 0 keeps luck on few held-out rows from passing for quality.
     reference: what drops are counted from: auto looks whether the original knows the held-out rows
         by heart, and by how much (`reference`); original takes its own metric as it is.
     curvature: whose curvature, in training, says what cutting an entry costs: the mean over its
@@ -218,6 +220,7 @@ class Target(_Strict):
     sparsity: float | None = Field(None, gt=0, lt=1)
     max_drop: float | None = Field(None, allow_inf_nan=False)
     min_metric: float | None = Field(None, allow_inf_nan=False)
+    margin: float = Field(0.0, ge=0, allow_inf_nan=False)
     reference: Literal["auto", "original"] = "auto"
     curvature: Literal["layer", "entry"] = "layer"
     trials: int = Field(16, ge=1)

@@ -24,6 +24,7 @@ from torch import Tensor
 from dns_onnx.attach import to_device
 from dns_onnx.curvature import drawn_loss, put_gradients
 from dns_onnx.data import Dataset
+from dns_onnx.doubt import Doubt, joint
 from dns_onnx.feed import Feed
 from dns_onnx.fit.reconstruct import Reconstruction, enough_rows
 from dns_onnx.reference import same, spread
@@ -43,6 +44,7 @@ class Cut:
 
     metric: on held-out rows.  fitted: the layers were, after it.  together: what the metric on
     held-out rows would be by what teaching rows say, too; None where they were not asked.
+    error: the standard error of the drop that decided; 0 without a margin.
     """
 
     ratio: float
@@ -50,6 +52,7 @@ class Cut:
     fitted: bool
     held: bool
     together: float | None = None
+    error: float = 0.0
 
 
 def untrained(cuts: Sequence[Cut]) -> list[list[Cut]]:
@@ -66,15 +69,17 @@ def untrained(cuts: Sequence[Cut]) -> list[list[Cut]]:
 class Judge:
     """Whether what was cut holds.
 
-    run: holds the original when this is made.  within: of a metric on held-out rows.  teaching:
-    rows that judge, too, if the original does no better there; None where no answers are counted.
+    run: holds the original when this is made.  within: of a metric on held-out rows and the
+    standard error of its drop.  teaching: rows that judge, too, if the original does no better
+    there; None where no answers are counted.
     """
 
     def __init__(
-        self, run: Run, heldout: Dataset, within: Callable[[float], bool],
+        self, run: Run, heldout: Dataset, within: Callable[[float, float], bool],
         teaching: Dataset | None = None,
     ) -> None:  # fmt: skip
         self.run, self.heldout, self.within = run, heldout, within
+        self.doubts = [Doubt(run, heldout)]
         self.witnesses, self.share, self.gap = None, 0.0, 0.0
         if teaching is not None:
             witnesses = spread(teaching, WITNESSES * len(heldout))
@@ -82,16 +87,20 @@ class Judge:
             if same((theirs, len(witnesses)), (ours, len(heldout))):
                 self.witnesses, self.gap = witnesses, ours - theirs
                 self.share = len(witnesses) / (len(witnesses) + len(heldout))
+                self.doubts.append(Doubt(run, witnesses))
 
     def __call__(self, ratio: float, fitted: bool) -> Cut:
         """The verdict on the model as it is."""
-        metric, together = self.run.score(self.heldout), None
-        held = self.within(metric)
-        if held and self.witnesses is not None:
-            theirs = self.run.score(self.witnesses) + self.gap  # as if they were held out
-            together = (1 - self.share) * metric + self.share * theirs
-            held = self.within(together)
-        return Cut(ratio, metric, fitted, held, together)
+        run, metric = self.run, self.run.score(self.heldout)
+        if not self.within(metric, 0.0):
+            return Cut(ratio, metric, fitted, False)
+        error = self.doubts[0](run)
+        if self.witnesses is None:
+            return Cut(ratio, metric, fitted, self.within(metric, error), None, error)
+        error = joint(self.share, error, self.doubts[1](run))  # all that judge share the margin
+        theirs = run.score(self.witnesses) + self.gap  # as if they were held out
+        together = (1 - self.share) * metric + self.share * theirs
+        return Cut(ratio, metric, fitted, self.within(together, error), together, error)
 
 
 @dataclass

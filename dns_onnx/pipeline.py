@@ -54,6 +54,7 @@ def compress(
     out: str | os.PathLike[str],
     *,
     train: Any = None,
+    val: Any = None,
     eval: Any = None,
     config: Config | None = None,
     format: str = "csr",
@@ -71,9 +72,10 @@ def compress(
 ) -> Result:
     """Prune an ONNX model by Dynamic Network Surgery and write the result as ONNX.
 
-    model, out: paths.  train, eval: DATA arguments (see `sources.load`), torch Datasets, iterables
-        of batches, or datasets of ours; eval data decide nothing.  Without train data, inputs are
-        drawn at random from what the model declares (the weak mode).
+    model, out: paths.  train, val, eval: DATA arguments (see `sources.load`), torch Datasets,
+        iterables of batches, or datasets of ours.  val: the held-out rows that all decisions are
+        made on; default: some of the training rows (`data.holdout`).  eval data decide nothing.
+        Without train data, inputs are drawn at random from what the model declares (the weak mode).
     config: default: search for the smallest model within 0.1 points.
     format: csr, portable, coo or dense.  values: float32, float16 or int8.
     device: auto, cpu or cuda.
@@ -109,12 +111,13 @@ def compress(
     if isinstance(train, str):
         told = sources.preprocess_of(train, config.preprocess)
         config = config.model_copy(update={"preprocess": told})
-    teaching, heldout, judged, source = load_datasets(train, eval, config, specs)
+    teaching, heldout, judged, source = load_datasets(train, eval, config, specs, val)
     config = with_batch(config, teaching)
     prepared = prepare_run(
         trained, graph, config, where, teaching,
         Path(run_dir) if run_dir else out.with_suffix(".run"),
-        {"model": file_digest(model), "data": data_digest(teaching),
+        {"model": file_digest(model),
+         "data": data_digest(teaching, *([] if val is None or heldout is None else [heldout])),
          "settings": config.model_dump(mode="json")},
         Path(tensorboard) if tensorboard else None,
     )  # fmt: skip
@@ -309,12 +312,14 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def data_digest(data: Dataset) -> str:
-    """SHA-256 over the number of rows, all labels, and the first, middle and last row."""
-    digest = hashlib.sha256(str(len(data)).encode())
-    labels = all_labels(data)
-    if labels is not None:
-        digest.update(np.ascontiguousarray(labels).tobytes())
-    for x in data.take(np.array([0, len(data) // 2, len(data) - 1])).inputs.values():
-        digest.update(np.ascontiguousarray(x).tobytes())
+def data_digest(*parts: Dataset) -> str:
+    """SHA-256 over the number of rows, all labels, and the first, middle and last row of each."""
+    digest = hashlib.sha256()
+    for data in parts:
+        digest.update(str(len(data)).encode())
+        labels = all_labels(data)
+        if labels is not None:
+            digest.update(np.ascontiguousarray(labels).tobytes())
+        for x in data.take(np.array([0, len(data) // 2, len(data) - 1])).inputs.values():
+            digest.update(np.ascontiguousarray(x).tobytes())
     return digest.hexdigest()

@@ -82,7 +82,7 @@ class Probe:
         if self.worth and self.worth < FEW_ANSWERS:
             words.append(
                 f"the budget is worth {self.worth:.2g} held-out answers, and chance decides more "
-                "than that: hold out more rows (data.holdout)"
+                "than that: hold out more rows (data.holdout), or ask for a margin (--margin 1)"
             )
         return "; ".join(words)
 
@@ -105,15 +105,15 @@ class Probe:
 class Prober:
     """What it takes to probe.
 
-    cutter: of the original.  within: whether a held-out metric is within the budget; None where no
-    budget counts.  highest: compression.  worth: how many held-out answers the budget is, where it
-    is counted in them.  fallible: whether the original is wrong often enough to have something to
-    teach beside labels.
+    cutter: of the original.  within: whether a held-out metric, and the standard error of its drop,
+    are within the budget; None where no budget counts.  highest: compression.  worth: how many
+    held-out answers the budget is, where it is counted in them.  fallible: whether the original is
+    wrong often enough to have something to teach beside labels.
     """
 
     cutter: Cutter
     heldout: Dataset
-    within: Callable[[float], bool] | None
+    within: Callable[[float, float], bool] | None
     highest: float
     worth: float | None = None
     fallible: bool = False

@@ -77,11 +77,17 @@ def model_feeding(model: onnx.ModelProto) -> Feeding:
 
 
 def load_datasets(
-    train: Any, eval: Any, config: Config, specs: list[InputSpec]
+    train: Any, eval: Any, config: Config, specs: list[InputSpec], val: Any = None
 ) -> tuple[Dataset, Dataset | None, Dataset, str]:
-    """(teaching, held-out, judged, what the judged data are)."""
-    given = _dataset(train, config, specs, "train")
-    teaching, heldout = split(given, config.data.holdout, config.seed)
+    """(teaching, held-out, judged, what the judged data are).
+
+    val: the held-out rows; without, they are split from the training rows.
+    """
+    teaching, heldout = _dataset(train, config, specs, "train"), None
+    if val is None:
+        teaching, heldout = split(teaching, config.data.holdout, config.seed)
+    else:
+        heldout = _dataset(val, config, specs, "val")
     if len(teaching) < with_batch(config, teaching).data.batch:
         raise DataError(
             f"training data: expected at least one batch of {config.data.batch} rows, "

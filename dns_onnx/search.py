@@ -27,6 +27,7 @@ from dns_onnx.budget import Budget
 from dns_onnx.config import Target
 from dns_onnx.cuts import Cut, Cutter, untrained
 from dns_onnx.data import Dataset
+from dns_onnx.doubt import Doubt
 from dns_onnx.errors import BudgetMissed, CheckpointError, ConfigError, Diverged
 from dns_onnx.journal import Note, Observer, Patience
 from dns_onnx.pace import first_guess
@@ -71,6 +72,7 @@ class Search:
         self.reference = Reference(original, original, "")
         self.folder, self.config = run.folder, run.config
         self.first = taken(run)
+        self.doubt = Doubt(run, heldout)
         self.highest = run.surgery.size() / sum(map(least, run.surgery))
         self.trials: list[Trial] = []
 
@@ -150,9 +152,9 @@ class Search:
             run.folder.mkdir(parents=True, exist_ok=True)
             _save(run, run.folder)
         metric = run.score(self.heldout)
-        held = self.budget.holds(metric)
+        held = bool(cuts) or self.budget.holds(metric)
         note = f"cut{' and fitted' if fitted else ''}, not trained"
-        return self._trial(number, plan, run, metric, held, note)
+        return self._trial(number, plan, run, metric, held, note, cuts[-1].error if cuts else 0.0)
 
     def find(self, observe: Observer, tell: Callable[[Trial], None]) -> Trial:
         """Search to the end; the model is then the smallest one within the budget.
@@ -199,7 +201,8 @@ class Search:
             metric = run.score(self.heldout)
         if distributed.is_main():
             _save(run, self._folder(number))
-        return self._trial(number, plan, run, metric, self.budget.holds(metric), "")
+        doubt = self.doubt(run)
+        return self._trial(number, plan, run, metric, self.budget.holds(metric, doubt), "", doubt)
 
     def _run(self, plan: Plan, number: int) -> Run:
         """The run of one trial, from the weights and masks that the model has now."""
@@ -213,8 +216,9 @@ class Search:
         return self.run.again(surgery, config, self._folder(number), fingerprint)
 
     def _trial(
-        self, number: int, plan: Plan, run: Run, metric: float | None, accepted: bool, note: str
-    ) -> Trial:
+        self, number: int, plan: Plan, run: Run, metric: float | None, accepted: bool, note: str,
+        error: float = 0.0,
+    ) -> Trial:  # fmt: skip
         measure: Metric = run.objective.metric
         surgery, reference = run.surgery, self.reference.metric
         kept, size = surgery.kept(), surgery.size()
@@ -222,7 +226,7 @@ class Search:
             number, plan, size / max(kept, 1), kept, size, metric, measure.name, self.original,
             reference, None if metric is None else measure.drop(reference, metric), accepted,
             run.config.train.iterations, run.seconds, run.config.model_dump(mode="json"), note,
-            {layer.key: layer.kept() for layer in surgery}, surgery.thresholds(),
+            {layer.key: layer.kept() for layer in surgery}, surgery.thresholds(), error,
         )  # fmt: skip
 
     def _nothing_found(self) -> str:
@@ -231,9 +235,10 @@ class Search:
         got = "none finished"
         if nearest is not None:
             got = f"the nearest had a drop of {nearest.drop:.3g} at {nearest.ratio:.3g}x"
+        less = "a smaller --margin, " if self.target.margin else ""
         return (
-            f"search: expected a trial within the budget, {got}; allow a larger --max-drop, more "
-            f"--iterations, or a lower solver.lr; all trials stand in {self.folder / TRIALS}"
+            f"search: expected a trial within the budget, {got}; allow a larger --max-drop, {less}"
+            f"more --iterations, or a lower solver.lr; all trials stand in {self.folder / TRIALS}"
         )
 
     # ------------------------------------------------------------------ the run folder

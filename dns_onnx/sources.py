@@ -33,16 +33,22 @@ def load(spec: str, specs: Sequence[InputSpec], preprocess: Preprocess, role: st
         `package.module:function`, or `random`; `?scale=..&mean=..&std=..&layout=..` after it says
         the preprocessing, `split=train|test` which part of mnist, and `rows`, `low`, `high` what is
         drawn at random.
-    role: "train" or "eval"; mnist takes its training or its test images by it.
+    role: "train", "val" or "eval"; mnist takes its training or its test images by it, and has none
+        for "val" unless `split` says so.
     Raises DataError.
     """
     place, options = _parted(spec)
-    part = options.pop("split", "train" if role == "train" else "test")
+    part = options.pop("split", {"train": "train", "eval": "test"}.get(role))
     drawing = {key: options.pop(key) for key in DRAWING if key in options}
     preprocess = _override(preprocess, options, spec)
     if place == RANDOM:
-        return _drawn(specs, preprocess, drawing, seed=0 if role == "train" else 1)
+        return _drawn(specs, preprocess, drawing, seed=("train", "eval", "val").index(role))
     if place.startswith("mnist:"):
+        if part is None:
+            raise DataError(
+                f"{spec}: expected ?split=train or ?split=test; without --val some of the training "
+                "images are held out"
+            )
         return _mnist(Path(place.removeprefix("mnist:")), part, specs, preprocess)
     path = Path(place)
     if path.is_dir():

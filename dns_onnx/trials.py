@@ -51,7 +51,8 @@ class Trial:
 
     ratio: entries under surgery over entries kept.  metric: held-out; None where it diverged.
     reference: what the budget counts from.  drop: against it.  layers, thresholds: kept entries,
-    and t at the end, by the initializer name of the weight.
+    and t at the end, by the initializer name of the weight.  error: the standard error of the drop;
+    0 without a margin.
     """
 
     trial: int
@@ -71,6 +72,7 @@ class Trial:
     note: str
     layers: dict[str, int]
     thresholds: dict[str, float]
+    error: float = 0.0
 
     @property
     def verdict(self) -> str:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from dns_onnx.cli.app import app, main
 from dns_onnx.demo import dense_model, digits, settings
+from dns_onnx.trials import read_trials
 
 VERBS = ("inspect", "compress", "check", "convert", "bench", "demo")
 FEW = ("--iterations", "60")
@@ -192,6 +193,20 @@ def test_a_goal_that_cannot_be_judged_is_missed(compressed: Path, cli) -> None:
                        "--max-drop", "5", "--seconds", "0.05")  # fmt: skip
     assert code == 1
     assert "there are no data to judge" in out
+
+
+def test_compress_with_held_out_rows_of_their_own_and_a_margin(small: Path, cli) -> None:
+    (small / "few.toml").write_text("[target]\ntrials = 2\n[solver]\ntype = 'sgd'")
+    code, out, err = cli(
+        "compress", small / "net.onnx", "-o", small / "o.onnx", "--train", small / "train.npz",
+        "--val", small / "test.npz", "--margin", "1", "--max-drop", "10", "--iterations", "60",
+        "--config", small / "few.toml",
+    )  # fmt: skip
+    assert code == 0, err
+    assert ", standard error " in out
+    assert "held-out data" in out
+    settings = read_trials(small / "o.run")[-1].settings
+    assert settings["target"]["margin"] == 1
 
 
 def test_compress_that_misses_its_goal_exits_1(small: Path, cli) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dns_onnx import compress
-from dns_onnx.config import parse_config
+from dns_onnx.config import Config, parse_config
 from dns_onnx.cuts import FINE, FIRST, LARGEST, Cut, Cutter, Judge, untrained
 from dns_onnx.probe import PROBE, Probe
 from dns_onnx.result import Result
@@ -144,6 +144,8 @@ class Rows(list[int]):
 class Scored:
     """A run whose metric on so many rows is given."""
 
+    config = Config()
+
     def __init__(self, **by_rows: float) -> None:
         self.by_rows = by_rows
 
@@ -167,7 +169,7 @@ def test_teaching_rows_judge_cuts_beside_held_out_ones(
     """100 held-out rows and the first 400 of 500 others; a drop of a point is allowed."""
     heldout, teaching = Rows(100), Rows(500)
     run = Scored(of100=original[0], of400=original[1])
-    judge = Judge(run, heldout, lambda m: m >= 0.79, teaching)  # type: ignore[arg-type]
+    judge = Judge(run, heldout, lambda m, error: m >= 0.79, teaching)  # type: ignore[arg-type]
     run.by_rows = {"of100": cut[0], "of400": cut[1]}
     found = judge(2.0, False)
     assert found.held == held

@@ -188,6 +188,9 @@ def test_mnist_idx_files(tmp_path: Path, zipped: bool) -> None:
     assert len(load(spec, IMAGE)) == 5
     assert len(load(spec, IMAGE, "eval")) == 3
     assert len(load(f"{spec}?split=train", IMAGE, "eval")) == 5
+    assert len(load(f"{spec}?split=test", IMAGE, "val")) == 3
+    with pytest.raises(DataError, match=r"\?split=train or \?split=test"):
+        load(spec, IMAGE, "val")
     assert load(spec, IMAGE).take(np.array([4])).labels.tolist() == [4]
 
 

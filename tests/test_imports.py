@@ -24,7 +24,7 @@ LAYERS = [
      "dns_onnx.teacher", "dns_onnx.feed", "dns_onnx.journal", "dns_onnx.train", "dns_onnx.search",
      "dns_onnx.trials", "dns_onnx.curvature", "dns_onnx.prepare", "dns_onnx.probe",
      "dns_onnx.reference", "dns_onnx.cuts", "dns_onnx.fit", "dns_onnx.snapshot", "dns_onnx.rows",
-     "dns_onnx.result", "dns_onnx.budget"},
+     "dns_onnx.result", "dns_onnx.budget", "dns_onnx.doubt"},
     {"dns_onnx.pipeline", "dns_onnx.demo"},
     {"dns_onnx.report"},
     {"dns_onnx.page"},

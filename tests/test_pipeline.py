@@ -93,6 +93,21 @@ def test_evaluation_data_decide_nothing(small: Path) -> None:
     assert without.metric_source == "held-out"
 
 
+def test_held_out_rows_may_be_given(small: Path) -> None:
+    """They decide, all training rows teach, and a run goes on only with the same."""
+    options = {"eval": None, "config": settings(data={"batch": 16, "holdout": 0})}
+    result = run(small, val=f"{small}/test.npz", **options)
+    assert result.metric_source == "held-out"
+    assert result.check.rows == 200
+    assert result.outcome.best_metric == pytest.approx(result.check.metric.after)
+    plain = run(small, "plain.onnx", eval=None, config=options["config"])
+    assert plain.fingerprint["data"] != result.fingerprint["data"]
+    arrays = np.load(small / "test.npz")
+    np.savez(small / "other.npz", x=arrays["x"][::-1], labels=arrays["labels"][::-1])
+    with pytest.raises(CheckpointError, match="data"):
+        run(small, val=f"{small}/other.npz", resume=True, **options)
+
+
 def test_a_torch_dataset_gives_the_same_as_the_arrays_in_it(small: Path) -> None:
     arrays = np.load(small / "train.npz")
     rows = torch.utils.data.TensorDataset(

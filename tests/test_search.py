@@ -240,6 +240,17 @@ def test_the_metric_itself_may_be_the_budget(small: Path) -> None:
     assert all((t.metric >= 0.9) == t.accepted for t in result.trials)
 
 
+def test_a_margin_keeps_trials_within_the_budget_by_what_chance_may_tell(small: Path) -> None:
+    target = {"trials": 4, "growth": 2.0, "margin": 1.0}
+    result = run(small, config=settings(target=target), max_drop=3.0)
+    judged = [t for t in result.trials if t.iterations]
+    assert any(t.error > 0 for t in judged)
+    assert all((t.drop + t.error <= 3.0) == t.accepted for t in judged)
+    assert rows(result.run_dir)[-1]["error"] == judged[-1].error
+    with pytest.raises(BudgetMissed, match="a smaller --margin"):
+        run(small, "none.onnx", config=settings(target={**target, "margin": 1e6, "trials": 2}))
+
+
 def test_an_impossible_budget_is_said_with_the_remedy(small: Path) -> None:
     config = settings(target={"max_drop": -200, "trials": 2})
     with pytest.raises(BudgetMissed, match=r"the nearest had a drop of.*--max-drop"):

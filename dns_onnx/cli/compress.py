@@ -90,6 +90,10 @@ NO_WORSE_HELP = (
 COMPRESSION_HELP = "keep one entry in so many, e.g. 50, instead of searching"
 SPARSITY_HELP = "the same as a share of zeros, e.g. 0.98"
 MIN_METRIC_HELP = "the budget as the metric itself, e.g. 0.99"
+MARGIN_HELP = (
+    "stay within the budget by so many standard errors of the drop; 1 or 2 keep luck on few "
+    "held-out rows from passing for quality (default 0)"
+)
 REFERENCE_HELP = (
     "what the drop counts from: auto, where the original knows the held-out rows by heart, takes "
     "what twins trained anew lose on new rows into account; original does not"
@@ -100,6 +104,10 @@ DATA_HELP = (
     "an .npz with arrays named as the model's inputs and, if there are any, `labels`; mnist:DIR; a "
     "folder of npz shards, ONNX test_data_set_* or images; package.module:function; or random. "
     "Options after `?`: scale, mean, std, layout, input, split; of random: rows, low, high."
+)
+VAL_HELP = (
+    "held-out data, which every decision is made on; without it, some of the training data are "
+    "(data.holdout), drawn at random: give what belongs apart, other speakers say"
 )
 SHAPE_HELP = "whole shape of an input that leaves sizes open, such as x=1x3x224x224"
 
@@ -112,6 +120,7 @@ def command(
         typer.Option(help=f"training data, with labels or without: {DATA_HELP} Without --train "
                      "inputs are drawn at random: the weak mode.", metavar="DATA"),
     ] = None,
+    val: Annotated[str | None, typer.Option(help=VAL_HELP, metavar="DATA")] = None,
     eval: Annotated[
         str | None,
         typer.Option(help="data that only judge the result; without it, held-out training data do",
@@ -137,6 +146,7 @@ def command(
     sparsity: Annotated[float | None, typer.Option(help=SPARSITY_HELP)] = None,
     max_drop: Annotated[float | None, typer.Option(help=DROP_LIMIT_HELP)] = None,
     min_metric: Annotated[float | None, typer.Option(help=MIN_METRIC_HELP)] = None,
+    margin: Annotated[float | None, typer.Option(help=MARGIN_HELP, min=0)] = None,
     reference: Annotated[Counted | None, typer.Option(help=REFERENCE_HELP)] = None,
     granularity: Annotated[str | None, typer.Option(help=GRANULARITY_HELP)] = None,
     drop_dead: Annotated[
@@ -163,7 +173,7 @@ def command(
             "train": {"loss": loss, "metric": metric},
             "target": {
                 "compression": compression, "sparsity": sparsity, "min_metric": min_metric,
-                "reference": reference and reference.value,
+                "margin": margin, "reference": reference and reference.value,
             },
             "surgery": {"granularity": granularity},
         },
@@ -177,7 +187,7 @@ def command(
     many = distributed.processes(device.value, settings.data.batch)
     with many, training_progress() as observe:
         result = run(
-            model, out_file, train=train, eval=eval, config=settings, format=format.value,
+            model, out_file, train=train, val=val, eval=eval, config=settings, format=format.value,
             values=values.value,
             device=device.value, run_dir=run_dir, resume=resume, max_drop=max_drop,
             drop_dead=drop_dead, observe=observe, tell=print_found, pick=pick,
@@ -235,7 +245,9 @@ def print_found(found: Trial | Reference | Cut | Probe | Note) -> None:
     if isinstance(found, Cut):
         fitted, held = ", fitted" if found.fitted else "", "holds" if found.held else "taken back"
         also = "" if found.together is None else f" (with teaching rows {found.together:.4g})"
-        out.print(f"Cut: {found.ratio:.2f}x{fitted}, metric {found.metric:.4g}{also}: {held}")
+        chance = f", standard error {found.error:.2g}" if found.error else ""
+        said = f"Cut: {found.ratio:.2f}x{fitted}, metric {found.metric:.4g}{also}{chance}: {held}"
+        out.print(said)
         return
     if not isinstance(found, Trial):
         if found.said:
@@ -245,6 +257,7 @@ def print_found(found: Trial | Reference | Cut | Probe | Note) -> None:
     said = found.note
     if found.metric is not None:
         drop = f"{found.metric_name} {found.metric:.4g}, drop {found.drop:+.3g}"
+        drop += f", standard error {found.error:.2g}" if found.error else ""
         said = f"{drop} ({found.note})" if found.note else drop
     out.print(f"Trial {found.trial}: {found.ratio:.1f}x, {said}: {verdict}", markup=False)
 

@@ -152,10 +152,16 @@ def _trial_table(trials: list[Trial], metric: Metric) -> Table:
     return header, [
         [str(t.trial), f"{t.ratio:.1f}x", f"{t.kept:,}", metric.text(t.metric),
          metric.text(t.original_metric), metric.text(t.reference),
-         "-" if t.drop is None else f"{t.drop:.2f}", t.verdict, f"{t.iterations:,}",
+         _drop(t), t.verdict, f"{t.iterations:,}",
          f"{t.seconds:.0f}", listed(asdict(t.plan)), listed(t.layers), t.note]
         for t in trials
     ]  # fmt: skip
+
+
+def _drop(trial: Trial) -> str:
+    if trial.drop is None:
+        return "-"
+    return f"{trial.drop:.2f} ± {trial.error:.2f}" if trial.error else f"{trial.drop:.2f}"
 
 
 # ------------------------------------------------------------------ the course of the run
