@@ -66,8 +66,8 @@ def main(
 
 def answers(seed: int, data: Path, work: Path) -> Answers:
     """What the original and each cut of the path answer right."""
-    train, _ = real_networks.rows_of(NET, data, work / "inputs" / NET)
-    config = real_networks.settings(real_networks.NETS[NET], seed, True)
+    train, _, _ = real_networks.rows_of(NET, data, work / "inputs" / NET, whole=False)
+    config = real_networks.settings(real_networks.NETS[NET], seed, True, 0.0)
     config = config.model_copy(
         update={"preprocess": sources.preprocess_of(train, config.preprocess)}
     )
