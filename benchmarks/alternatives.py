@@ -36,7 +36,7 @@ from dns_onnx.data import Dataset
 from dns_onnx.journal import silent
 from dns_onnx.pipeline import compress, effective_weights
 from dns_onnx.prepare import prepare_run
-from dns_onnx.rows import input_specs, load_datasets
+from dns_onnx.rows import input_specs, load_rows
 from dns_onnx.runtime.sizes import file_bytes
 from dns_onnx.train import Run
 from dns_onnx.trials import Plan, trial_config
@@ -183,8 +183,8 @@ def theirs(job: Job, places: Places, folder: Path) -> Found:
     dense, config = places.models / f"{job.net}_dense.onnx", settings(job)
     torch.manual_seed(config.seed)
     model = read_model(dense)
-    rows = images(job.net, places)
-    data, heldout, _, _ = load_datasets(rows, None, config, input_specs(model))
+    rows = load_rows(images(job.net, places), None, None, config, input_specs(model))
+    data, heldout = rows.teaching, rows.heldout
     if heldout is None:
         raise RuntimeError("held-out rows decide; data.holdout must not be 0")
     trained = free_batch(model).model

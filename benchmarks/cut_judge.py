@@ -28,7 +28,7 @@ from dns_onnx.converters.reader import read_model
 from dns_onnx.cuts import Cutter
 from dns_onnx.data import Dataset, batches
 from dns_onnx.prepare import prepare_run
-from dns_onnx.rows import input_specs, load_datasets
+from dns_onnx.rows import input_specs, load_rows
 from dns_onnx.snapshot import taken
 from dns_onnx.targets import goals
 from dns_onnx.train import Run
@@ -72,7 +72,8 @@ def answers(seed: int, data: Path, work: Path) -> Answers:
         update={"preprocess": sources.preprocess_of(train, config.preprocess)}
     )
     model = read_model(data / "models" / f"{NET}.onnx")
-    teaching, heldout, _, _ = load_datasets(train, None, config, input_specs(model, {}))
+    given = load_rows(train, None, None, config, input_specs(model, {}))
+    teaching, heldout = given.teaching, given.heldout
     run = prepare_run(
         model, import_model(model), config, torch.device("cpu"), teaching, work / "run", {}
     ).run

@@ -81,7 +81,9 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     for number in seed or [0]:
         for name in net or list(NETS):
-            done = work / f"{name}-{'cut' if untrained else 'search'}-{margin:g}-{number}.json"
+            how = "cut" if untrained else "search"
+            wide = f"-margin{margin:g}" if margin else ""
+            done = work / f"{name}-{how}{wide}-{number}.json"
             if not done.exists():
                 row = search(name, number, data, done.with_suffix(""), untrained, margin)
                 done.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
@@ -127,8 +129,8 @@ def rows_of(name: str, data: Path, folder: Path, whole: bool) -> tuple[str, str 
     whole: recordings are held out as a whole, where rows come from any; else the run holds out
     rows of its own choice, and the second is None.
     """
-    options = folder / "options.txt"
-    if not options.exists():
+    made_file = folder / "made.json"
+    if not made_file.exists():
         made = real_inputs.MAKERS[name](data)
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "train.npz", **made.train)
@@ -137,10 +139,12 @@ def rows_of(name: str, data: Path, folder: Path, whole: bool) -> tuple[str, str 
             teaching, held = real_inputs.parted(made)
             np.savez(folder / "teaching.npz", **teaching)
             np.savez(folder / "held.npz", **held)
-        options.write_text(made.options, "utf-8")
-    asked = "?" + options.read_text("utf-8") if options.read_text("utf-8") else ""
+        told = {"options": made.options, "recordings": made.held > 0}
+        made_file.write_text(json.dumps(told), "utf-8")
+    told = json.loads(made_file.read_text("utf-8"))
+    asked = f"?{told['options']}" if told["options"] else ""
     train, val = "train", None
-    if whole and (folder / "held.npz").exists():
+    if whole and told["recordings"]:
         train, val = "teaching", f"{folder / 'held.npz'}{asked}"
     return f"{folder / train}.npz{asked}", val, f"{folder / 'eval.npz'}{asked}"
 

@@ -41,14 +41,13 @@ class Budget:
     def holds(self, value: float, error: float = 0.0) -> bool:
         """Whether a model with this held-out metric may be the result.
 
-        error: the standard error of its drop, which the target's margin counts in.
+        error: its standard error, which the target's margin counts in.
         """
         target = self.target
         if target.density is not None:
             return True
-        spare = target.margin * error if target.margin else 0.0
-        limits = [(target.min_metric, 0.0), (self.reference, self.drop)]
-        return all(
-            self.metric.drop(start, value) + spare <= drop + 1e-9
-            for start, drop in limits if start is not None and drop is not None
-        )  # fmt: skip
+        if target.margin:
+            value = self.metric.worse(value, target.margin * error)
+        if target.min_metric is not None and self.metric.better(target.min_metric, value):
+            return False
+        return self.drop is None or self.metric.drop(self.reference, value) <= self.drop + 1e-9

@@ -41,7 +41,8 @@ class Data(_Strict):
     """Which part of the training data teaches, which part decides, and in what order.
 
     holdout: fraction (below 1) or number of training rows kept out of training; every decision of
-        the run is made on them.  0 is allowed where the run has nothing to decide.
+        the run is made on them.  0 is allowed where the run has nothing to decide.  Where held-out
+        rows are given (--val), it counts for nothing.
     shift: augmentation; every image moves by up to this many pixels along each axis, at random.
         auto: 1 where a target is pursued and labels teach to classify single images of 16 x 16
         pixels or more (`prepare.automatic_shift`), 0 elsewhere.
@@ -203,8 +204,8 @@ class Target(_Strict):
     max_drop: how much worse than the original the model may be on held-out data, in percentage
         points (or what `runtime.metrics` says of the metric); default 0.1.  min_metric: how bad
         the metric itself may be, as a fraction (0.99, not 99 %).
-    margin: standard errors of the drop (`doubt`) that a model must stay within the budget by; more
-        than 0 keeps luck on few held-out rows from passing for quality.
+    margin: standard errors (`doubt`) that a model must stay within the budget by; more than 0 keeps
+        luck on few held-out rows from passing for quality.
     reference: what drops are counted from: auto looks whether the original knows the held-out rows
         by heart, and by how much (`reference`); original takes its own metric as it is.
     curvature: whose curvature, in training, says what cutting an entry costs: the mean over its
@@ -267,6 +268,11 @@ class Config(_Strict):
         if self.has_thresholds and (self.target.density is not None or own):
             raise ValueError(
                 "expected thresholds (c_rate) or a target (compression, sparsity), got both"
+            )
+        if self.target.margin and (self.has_thresholds or self.target.density is not None):
+            raise ValueError(
+                "expected a margin for a budget (max_drop, min_metric), got one with a size or "
+                "thresholds, which no budget limits"
             )
         return self
 

@@ -44,7 +44,7 @@ class Cut:
 
     metric: on held-out rows.  fitted: the layers were, after it.  together: what the metric on
     held-out rows would be by what teaching rows say, too; None where they were not asked.
-    error: the standard error of the drop that decided; 0 without a margin.
+    error: the standard error of the metric that decided; 0 without a margin.
     """
 
     ratio: float
@@ -69,9 +69,9 @@ def untrained(cuts: Sequence[Cut]) -> list[list[Cut]]:
 class Judge:
     """Whether what was cut holds.
 
-    run: holds the original when this is made.  within: of a metric on held-out rows and the
-    standard error of its drop.  teaching: rows that judge, too, if the original does no better
-    there; None where no answers are counted.
+    run: holds the original when this is made.  within: of a metric on held-out rows, and its
+    standard error.  teaching: rows that judge, too, if the original does no better there; None
+    where no answers are counted, or where held-out rows are of another kind.
     """
 
     def __init__(

@@ -26,7 +26,8 @@ ROWS = 1024
 LENGTHS = (16, 64, 256, 512, 1024, 4096, 16000, 8, 4, 2, 1)
 SIDES = (64, 128, 224, 256, 320, 512, 32, 16, 8, 4, 2, 1)
 WEAK = (
-    "No data are given: training and check see random inputs of the declared types and shapes. "
+    "No training data are given: the net sees random inputs of the declared types and shapes, and "
+    "without --val and --eval nothing else judges it. "
     "That is the weak mode; judge the result on inputs of the real kind before using it."
 )
 

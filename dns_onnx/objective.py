@@ -25,7 +25,7 @@ from dns_onnx.losses import BY_TEACHER, Loss, labels_loss, teacher_loss
 from dns_onnx.masks import holders
 from dns_onnx.runtime.batching import Feeding
 from dns_onnx.runtime.judge import metric_for
-from dns_onnx.runtime.meters import IGNORED
+from dns_onnx.runtime.meters import IGNORED, Meter
 from dns_onnx.runtime.metrics import Metric, aligned
 from dns_onnx.teacher import Answered, Teacher, answered, labels_in
 
@@ -87,14 +87,18 @@ class Objective:
         labelled = self.by_labels(outputs, labels_in(targets))
         return labelled if taught is None else (1 - self.share) * labelled + self.share * taught
 
-    @torch.no_grad()
     def score(self, model: TrainingGraph, data: Iterable[Batch], device: torch.device) -> float:
         """The metric of the model, in evaluation mode, over batches."""
+        return self.meter(model, data, device).value()
+
+    @torch.no_grad()
+    def meter(self, model: TrainingGraph, data: Iterable[Batch], device: torch.device) -> Meter:
+        """The metric's meter, which has seen the model, in evaluation mode, over batches."""
         meter = self.metric.make()
         for batch in data:
             outputs = self._read(model, batch, device)
             meter.update(outputs, self._wanted(batch, device))
-        return meter.value()
+        return meter
 
     def counted(self, model: TrainingGraph, data: Dataset, device: torch.device) -> int:
         """How many answers of these rows the metric counts as right or wrong; 0 where it does not.

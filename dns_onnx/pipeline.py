@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -26,20 +25,20 @@ from dns_onnx.converters.exporter import export_model
 from dns_onnx.converters.importer import import_model
 from dns_onnx.converters.reader import read_model
 from dns_onnx.cuts import Cut
-from dns_onnx.data import Dataset, all_labels, batches
+from dns_onnx.data import Dataset, batches
 from dns_onnx.drawn import WEAK, sized
 from dns_onnx.errors import ConfigError, DataError, NotMain
+from dns_onnx.fingerprint import fingerprint
 from dns_onnx.journal import Note, Observer, silent
 from dns_onnx.prepare import Prepared, prepare_run, torch_device
 from dns_onnx.probe import Probe
 from dns_onnx.reference import Reference
 from dns_onnx.result import Result, finished, layer_results, provenance
-from dns_onnx.rows import input_specs, load_datasets, model_feeding, with_batch
+from dns_onnx.rows import Rows, input_specs, load_rows, model_feeding, with_batch
 from dns_onnx.runtime.batching import run as run_in_ort
 from dns_onnx.runtime.check import check
 from dns_onnx.runtime.metrics import Metric
 from dns_onnx.runtime.session import session
-from dns_onnx.runtime.sizes import model_files
 from dns_onnx.search import Search
 from dns_onnx.train import Outcome, Run, eval_batch
 from dns_onnx.trials import Trial
@@ -111,27 +110,26 @@ def compress(
     if isinstance(train, str):
         told = sources.preprocess_of(train, config.preprocess)
         config = config.model_copy(update={"preprocess": told})
-    teaching, heldout, judged, source = load_datasets(train, eval, config, specs, val)
-    config = with_batch(config, teaching)
+    rows = load_rows(train, val, eval, config, specs)
+    config = with_batch(config, rows.teaching)
     prepared = prepare_run(
-        trained, graph, config, where, teaching,
-        Path(run_dir) if run_dir else out.with_suffix(".run"),
-        {"model": file_digest(model),
-         "data": data_digest(teaching, *([] if val is None or heldout is None else [heldout])),
-         "settings": config.model_dump(mode="json")},
+        trained, graph, config, where, rows.teaching,
+        Path(run_dir) if run_dir else out.with_suffix(".run"), fingerprint(model, rows, config),
         Path(tensorboard) if tensorboard else None,
     )  # fmt: skip
     for note in [*prepared.notes, *slow_halves(prepared.run)]:
         tell(Note(note))
     run, config = prepared.run, prepared.run.config
+    judged, source, heldout = rows.judged, rows.source, rows.heldout
     run.objective.refuse_bad_data(run.model, {"held-out": heldout, source: judged}, where)
     singly = run.model.feeding != model_feeding(trained)
     for inputs, _ in evaluation_pairs(judged, config, 2, singly):
         run_in_ort(opened, inputs)  # rows, too
     del opened  # which holds all weights
-    teaching, heldout = run.objective.remembered(teaching, heldout, config, where)
+    teaching, heldout = run.objective.remembered(rows.teaching, heldout, config, where)
+    rows = replace(rows, teaching=teaching, heldout=heldout)
     with claimed(run.folder) if distributed.is_main() else nullcontext():
-        done = operate(prepared, teaching, heldout, resume, pick, observe, tell)
+        done = operate(prepared, rows, resume, pick, observe, tell)
     if not distributed.is_main():
         raise NotMain(f"process {distributed.rank()}: the first process writes the result")
     export = export_model(
@@ -171,18 +169,17 @@ class Operated:
 
 
 def operate(
-    prepared: Prepared, teaching: Dataset, heldout: Dataset | None, resume: bool,
-    pick: int | None, observe: Observer, tell: Tell,
-) -> Operated:  # fmt: skip
+    prepared: Prepared, rows: Rows, resume: bool, pick: int | None, observe: Observer, tell: Tell
+) -> Operated:
     """Cut, splice and train: by thresholds where they are given, else by a search."""
     run = prepared.run
     if run.config.has_thresholds:
         if not resume:
             run.start_fresh()
         started_at = run.resume() if resume else 0
-        outcome = run.train(teaching, heldout, observe)
+        outcome = run.train(rows.teaching, rows.heldout, observe)
         return Operated(outcome, run.surgery.thresholds(), started_at)
-    search = start_search(prepared, teaching, heldout, resume)
+    search = start_search(prepared, rows, resume)
     started_at = len(search.trials)
     search.settle(observe)
     tell(search.reference)
@@ -222,21 +219,17 @@ def with_budget(config: Config, max_drop: float | None) -> Config:
     )
 
 
-def start_search(
-    prepared: Prepared, teaching: Dataset, heldout: Dataset | None, resume: bool
-) -> Search:
+def start_search(prepared: Prepared, rows: Rows, resume: bool) -> Search:
     """The search, with the trials that are finished where it is resumed.
 
     Raises ConfigError without held-out rows.
     """
-    run = prepared.run
-    if heldout is None:
+    if rows.heldout is None:
         raise ConfigError(
-            "data.holdout: expected some held-out rows to judge the trials on, got none; "
-            "or give thresholds (c_rate)"
+            "data.holdout: expected some held-out rows to judge the trials on, got none; give some "
+            "(--val), or thresholds (c_rate)"
         )
-    original = run.score(heldout)
-    search = Search(run, prepared.sparsity, teaching, heldout, original)
+    search = Search(prepared.run, prepared.sparsity, rows.teaching, rows.heldout, rows.apart)
     if resume:
         search.resume()
     else:
@@ -302,24 +295,3 @@ def masked_graph(
         return [v.numpy() if isinstance(v, torch.Tensor) else v for v in values]
 
     return lambda inputs: how.run(compute, [inputs[n] for n in names])
-
-
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a model file and its external data, in hex."""
-    digest = hashlib.sha256()
-    for part in model_files(path):
-        digest.update(part.read_bytes())
-    return digest.hexdigest()
-
-
-def data_digest(*parts: Dataset) -> str:
-    """SHA-256 over the number of rows, all labels, and the first, middle and last row of each."""
-    digest = hashlib.sha256()
-    for data in parts:
-        digest.update(str(len(data)).encode())
-        labels = all_labels(data)
-        if labels is not None:
-            digest.update(np.ascontiguousarray(labels).tobytes())
-        for x in data.take(np.array([0, len(data) // 2, len(data) - 1])).inputs.values():
-            digest.update(np.ascontiguousarray(x).tobytes())
-    return digest.hexdigest()

@@ -82,7 +82,8 @@ class Probe:
         if self.worth and self.worth < FEW_ANSWERS:
             words.append(
                 f"the budget is worth {self.worth:.2g} held-out answers, and chance decides more "
-                "than that: hold out more rows (data.holdout), or ask for a margin (--margin 1)"
+                "than that: hold out more rows (--val, data.holdout), or ask for a margin "
+                "(--margin 1)"
             )
         return "; ".join(words)
 
@@ -105,10 +106,11 @@ class Probe:
 class Prober:
     """What it takes to probe.
 
-    cutter: of the original.  within: whether a held-out metric, and the standard error of its drop,
+    cutter: of the original.  within: whether a held-out metric, and its standard error,
     are within the budget; None where no budget counts.  highest: compression.  worth: how many
     held-out answers the budget is, where it is counted in them.  fallible: whether the original is
-    wrong often enough to have something to teach beside labels.
+    wrong often enough to have something to teach beside labels.  apart: held-out rows are no draw
+    from the same as the teaching ones.
     """
 
     cutter: Cutter
@@ -117,6 +119,7 @@ class Prober:
     highest: float
     worth: float | None = None
     fallible: bool = False
+    apart: bool = False
 
     @property
     def run(self) -> Run:
@@ -149,8 +152,8 @@ class Prober:
         cuts: list[Cut] = []
         self.cutter.restore()
         if self.within is not None:
-            counted = None if self.worth is None else self.cutter.data
-            judge = Judge(self.run, self.heldout, self.within, counted)
+            witnesses = None if self.worth is None or self.apart else self.cutter.data
+            judge = Judge(self.run, self.heldout, self.within, witnesses)
             cuts = self.cutter.furthest(judge, self.highest, tell)
         ratio = max((cut.ratio for cut in cuts if cut.held), default=1.0)
         start = taken(self.run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,12 +76,28 @@ def model_feeding(model: onnx.ModelProto) -> Feeding:
     )
 
 
-def load_datasets(
-    train: Any, eval: Any, config: Config, specs: list[InputSpec], val: Any = None
-) -> tuple[Dataset, Dataset | None, Dataset, str]:
-    """(teaching, held-out, judged, what the judged data are).
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run.
 
-    val: the held-out rows; without, they are split from the training rows.
+    teaching: are learned.  heldout: decide; None where there are none.  apart: they were given, not
+    drawn from the training rows, and may be of another kind.  judged: what the written file is
+    judged by.  source: what those are, in words.
+    """
+
+    teaching: Dataset
+    heldout: Dataset | None
+    apart: bool
+    judged: Dataset
+    source: str
+
+
+def load_rows(
+    train: Any, val: Any, eval: Any, config: Config, specs: list[InputSpec]
+) -> Rows:  # fmt: skip
+    """The rows that were given as `pipeline.compress` takes them.
+
+    Raises DataError.
     """
     teaching, heldout = _dataset(train, config, specs, "train"), None
     if val is None:
@@ -93,12 +109,13 @@ def load_datasets(
             f"training data: expected at least one batch of {config.data.batch} rows, "
             f"got {len(teaching)}; lower data.batch or data.holdout"
         )
+    apart = val is not None
     if eval is not None:
-        return teaching, heldout, _dataset(eval, config, specs, "eval"), "eval"
-    kind = "random " if sources.is_random(train) else ""
+        return Rows(teaching, heldout, apart, _dataset(eval, config, specs, "eval"), "eval")
+    kind = "random " if sources.is_random(val if apart else train) else ""
     if heldout is not None:
-        return teaching, heldout, heldout, f"{kind}held-out"
-    return teaching, heldout, teaching, f"{kind}training"
+        return Rows(teaching, heldout, apart, heldout, f"{kind}held-out")
+    return Rows(teaching, heldout, apart, teaching, f"{kind}training")
 
 
 def with_batch(config: Config, data: Dataset) -> Config:

@@ -59,17 +59,19 @@ class Search:
 
     run: the run that settings without thresholds prepare; its holders are what all trials train.
     sparsity: of the layers that have a goal of their own, by weight.
+    apart: the held-out rows are no draw from the same as the teaching ones, which then say nothing
+    of them.
     original: the metric of the unpruned model on the held-out rows.
     reference: what the budget counts from; the original's metric until `settle`.
     """
 
     def __init__(
         self, run: Run, sparsity: Mapping[str, float | None], data: Dataset, heldout: Dataset,
-        original: float,
+        apart: bool = False,
     ) -> None:  # fmt: skip
         self.run, self.sparsity, self.data, self.heldout = run, sparsity, data, heldout
-        self.original = original
-        self.reference = Reference(original, original, "")
+        self.apart, self.original = apart, run.score(heldout)
+        self.reference = Reference(self.original, self.original, "")
         self.folder, self.config = run.folder, run.config
         self.first = taken(run)
         self.doubt = Doubt(run, heldout)
@@ -101,7 +103,7 @@ class Search:
 
         Raises CheckpointError where the trials so far counted from something else.
         """
-        if self.budget.drop is not None:
+        if self.budget.drop is not None and not self.apart:
             iterations = first_guess(self.config, len(self.data))
             self.reference = settle(
                 self.run, self.data, self.heldout, self.original, iterations, observe
@@ -126,7 +128,7 @@ class Search:
         )  # fmt: skip
         prober = Prober(
             cutter, self.heldout, self.budget.holds if budget else None, self.highest,
-            self.budget.worth, not nearly_perfect(run.objective.metric, self.original),
+            self.budget.worth, not nearly_perfect(run.objective.metric, self.original), self.apart,
         )  # fmt: skip
         asked = None if self.target.density is None else 1.0 / self.target.density
         found = prober.find(asked, tell)
@@ -152,9 +154,11 @@ class Search:
             run.folder.mkdir(parents=True, exist_ok=True)
             _save(run, run.folder)
         metric = run.score(self.heldout)
-        held = bool(cuts) or self.budget.holds(metric)
+        held = self.budget.holds(metric)  # with a margin, the judge of cuts has told
         note = f"cut{' and fitted' if fitted else ''}, not trained"
-        return self._trial(number, plan, run, metric, held, note, cuts[-1].error if cuts else 0.0)
+        if cuts and cuts[-1].together is not None:
+            note += "; teaching rows judged, too"
+        return self._trial(number, plan, run, metric, held, note, self.doubt(run))
 
     def find(self, observe: Observer, tell: Callable[[Trial], None]) -> Trial:
         """Search to the end; the model is then the smallest one within the budget.
@@ -222,9 +226,12 @@ class Search:
         measure: Metric = run.objective.metric
         surgery, reference = run.surgery, self.reference.metric
         kept, size = surgery.kept(), surgery.size()
+        drop = None if metric is None else measure.drop(reference, metric)
+        if metric is not None and drop is not None and error:
+            error = measure.drop(reference, measure.worse(metric, error)) - drop
         return Trial(
             number, plan, size / max(kept, 1), kept, size, metric, measure.name, self.original,
-            reference, None if metric is None else measure.drop(reference, metric), accepted,
+            reference, drop, accepted,
             run.config.train.iterations, run.seconds, run.config.model_dump(mode="json"), note,
             {layer.key: layer.kept() for layer in surgery}, surgery.thresholds(), error,
         )  # fmt: skip
@@ -235,6 +242,7 @@ class Search:
         got = "none finished"
         if nearest is not None:
             got = f"the nearest had a drop of {nearest.drop:.3g} at {nearest.ratio:.3g}x"
+            got += f", standard error {nearest.error:.2g}" if nearest.error else ""
         less = "a smaller --margin, " if self.target.margin else ""
         return (
             f"search: expected a trial within the budget, {got}; allow a larger --max-drop, {less}"

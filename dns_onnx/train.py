@@ -23,6 +23,7 @@ from dns_onnx.journal import Journal, Observer, Progress
 from dns_onnx.masks import Masked, holders, whole
 from dns_onnx.objective import Objective
 from dns_onnx.precision import Precision
+from dns_onnx.runtime.meters import Meter
 from dns_onnx.solver import Optimizer
 from dns_onnx.surgery import Surgery
 
@@ -178,12 +179,16 @@ class Run:
 
     def score(self, data: Dataset) -> float:
         """The metric of the model as it is now; of many processes, the first one's."""
+        return distributed.from_main(self.meter(data).value())
+
+    def meter(self, data: Dataset) -> Meter:
+        """The metric's meter, which has seen the model as it is now on these rows."""
         self.model.eval()
         rows = batches(data, eval_batch(self.config))
         with self.precision.context():
-            found = self.objective.score(self.model, rows, self.device)
+            found = self.objective.meter(self.model, rows, self.device)
         self.model.train()
-        return distributed.from_main(found)
+        return found
 
     @torch.no_grad()
     def _finish(self) -> Outcome:

@@ -51,8 +51,8 @@ class Trial:
 
     ratio: entries under surgery over entries kept.  metric: held-out; None where it diverged.
     reference: what the budget counts from.  drop: against it.  layers, thresholds: kept entries,
-    and t at the end, by the initializer name of the weight.  error: the standard error of the drop;
-    0 without a margin.
+    and t at the end, by the initializer name of the weight.  error: the standard error of the drop
+    on held-out rows; 0 without a margin.
     """
 
     trial: int

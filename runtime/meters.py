@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,15 @@ class Meter(Protocol):
 
     def value(self) -> float:
         """The metric over all that was taken in."""
+        ...
+
+
+@runtime_checkable
+class Mergeable(Meter, Protocol):
+    """A meter that can take in what another of its kind has seen."""
+
+    def merge(self, other: Self) -> None:
+        """As if the other's batches had come here, too."""
         ...
 
 
@@ -103,6 +112,10 @@ class Accuracy:
         self.right += int((hit & counts).sum())
         self.seen += int(counts.sum())
 
+    def merge(self, other: Self) -> None:
+        self.right += other.right
+        self.seen += other.seen
+
     def value(self) -> float:
         return self.right / max(self.seen, 1)
 
@@ -122,11 +135,20 @@ class _Confusion:
         flat = _flat(output)
         self.single = flat.ndim == 1 or flat.shape[self.axis] == 1
         kept = labels != IGNORED
-        size = max(len(self.counts), 2 if self.single else flat.shape[self.axis])
-        grown = np.zeros((size, size), np.int64)
-        grown[: len(self.counts), : len(self.counts)] = self.counts
-        np.add.at(grown, (labels[kept], guess[kept]), 1)
-        self.counts = grown
+        self._grow(2 if self.single else flat.shape[self.axis])
+        np.add.at(self.counts, (labels[kept], guess[kept]), 1)
+
+    def merge(self, other: Self) -> None:
+        self._grow(len(other.counts))
+        self.counts[: len(other.counts), : len(other.counts)] += other.counts
+        self.single |= other.single
+
+    def _grow(self, size: int) -> None:
+        """To so many classes, where there are fewer."""
+        if size > len(self.counts):
+            grown = np.zeros((size, size), np.int64)
+            grown[: len(self.counts), : len(self.counts)] = self.counts
+            self.counts = grown
 
     def _of_each(self, weight: float) -> Array:
         """Hits / (hits + weight * misses) of each class that occurs."""
@@ -167,6 +189,10 @@ class Agreement:
             self.same += int((a == b).sum())
             self.seen += a.size
 
+    def merge(self, other: Self) -> None:
+        self.same += other.same
+        self.seen += other.seen
+
     def value(self) -> float:
         return self.same / max(self.seen, 1)
 
@@ -197,6 +223,10 @@ class MeanSquaredError:
             self.sum += float((difference**2).sum())
             self.count += difference.size
 
+    def merge(self, other: Self) -> None:
+        self.sum += other.sum
+        self.count += other.count
+
     def value(self) -> float:
         return self.sum / max(self.count, 1)
 
@@ -220,6 +250,11 @@ class Psnr:
             self.low = min(self.low, float(wanted.min()))
             self.high = max(self.high, float(wanted.max()))
 
+    def merge(self, other: Self) -> None:
+        self.decibels += other.decibels
+        self.rows += other.rows
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
     def value(self) -> float:
         if not self.rows:
             return 0.0
@@ -242,6 +277,11 @@ class RelativeError:
             finite = np.isfinite(wanted)
             self.off[i] = self.off.get(i, 0.0) + float((difference[finite] ** 2).sum())
             self.size[i] = self.size.get(i, 0.0) + float((wanted[finite] ** 2).sum())
+
+    def merge(self, other: Self) -> None:
+        for i in other.off:
+            self.off[i] = self.off.get(i, 0.0) + other.off[i]
+            self.size[i] = self.size.get(i, 0.0) + other.size[i]
 
     def value(self) -> float:
         return max((_share(self.off[i], self.size[i]) for i in self.off), default=0.0)
@@ -269,6 +309,10 @@ class Averaged:
             raise ConfigError(f"metric: {type(error).__name__}: {error}") from error
         self.rows += len(outputs[0])
 
+    def merge(self, other: Self) -> None:
+        self.sum += other.sum
+        self.rows += other.rows
+
     def value(self) -> float:
         return self.sum / max(self.rows, 1)
 
@@ -293,6 +337,10 @@ class LabelErrorRate:
             wanted = labels[labels > 0].tolist()
             self.edits += _edits(path[first & (path != 0)].tolist(), wanted)
             self.labels += len(wanted)
+
+    def merge(self, other: Self) -> None:
+        self.edits += other.edits
+        self.labels += other.labels
 
     def value(self) -> float:
         return self.edits / max(self.labels, 1)

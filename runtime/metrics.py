@@ -68,6 +68,10 @@ class Metric:
             return not math.isnan(a)
         return a > b if self.higher_is_better else a < b
 
+    def worse(self, value: float, by: float) -> float:
+        """The value that is worse than this one by so much, in the metric's own unit."""
+        return value - by if self.higher_is_better else value + by
+
     @property
     def worst(self) -> float:
         """A value that every other is better than."""

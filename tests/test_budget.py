@@ -35,23 +35,27 @@ def test_what_holds(target: dict, value: float, expected: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "value", "error", "expected"),
+    ("name", "target", "value", "error", "expected"),
     [
-        pytest.param({"max_drop": 0.5, "margin": 1.0}, 0.986, 0.1, True, id="just within"),
-        pytest.param({"max_drop": 0.5, "margin": 1.0}, 0.986, 0.11, False, id="just beyond"),
-        pytest.param({"max_drop": 0.5, "margin": 2.0}, 0.986, 0.06, False, id="two of them"),
-        pytest.param({"max_drop": 0.5}, 0.986, 9.9, True, id="no margin"),
-        pytest.param({"max_drop": 0.5}, 0.986, math.inf, True, id="no margin, nothing known"),
-        pytest.param({"max_drop": 0.5, "margin": 1.0}, 0.99, math.inf, False, id="nothing known"),
-        pytest.param({"min_metric": 0.9, "margin": 1.0}, 0.901, 0.2, False, id="of a metric"),
-        pytest.param({"min_metric": 0.9, "margin": 1.0}, 0.903, 0.2, True, id="above a metric"),
-        pytest.param({"compression": 8.0, "margin": 1.0}, 0.1, math.inf, True, id="a size"),
+        ("accuracy", {"max_drop": 0.5, "margin": 1.0}, 0.986, 0.001, True),
+        ("accuracy", {"max_drop": 0.5, "margin": 1.0}, 0.986, 0.0011, False),
+        ("accuracy", {"max_drop": 0.5, "margin": 2.0}, 0.986, 0.0006, False),
+        ("accuracy", {"max_drop": 0.5}, 0.986, 9.9, True),
+        ("accuracy", {"max_drop": 0.5}, 0.986, math.inf, True),
+        ("accuracy", {"max_drop": 0.5, "margin": 1.0}, 0.99, math.inf, False),
+        ("accuracy", {"min_metric": 0.9, "margin": 1.0}, 0.901, 0.002, False),
+        ("accuracy", {"min_metric": 0.9, "margin": 1.0}, 0.903, 0.002, True),
+        ("mse", {"min_metric": 4.0, "margin": 1.0}, 3.2, 0.4, True),
+        ("mse", {"min_metric": 4.0, "margin": 1.0}, 3.2, 0.9, False),
+        ("mse", {"max_drop": 10, "margin": 1.0}, 1.05, 0.03, True),
+        ("mse", {"max_drop": 10, "margin": 1.0}, 1.05, 0.05, False),
     ],
 )
 def test_a_margin_is_what_chance_may_have_told(
-    target: dict, value: float, error: float, expected: bool
+    name: str, target: dict, value: float, error: float, expected: bool
 ) -> None:
-    assert budget(**target).holds(value, error) is expected
+    """Errors have the unit of the metric."""
+    assert budget(name, **target).holds(value, error) is expected
 
 
 def test_the_drop_and_what_it_is_worth() -> None:

@@ -205,6 +205,7 @@ def test_compress_with_held_out_rows_of_their_own_and_a_margin(small: Path, cli)
     assert code == 0, err
     assert ", standard error " in out
     assert "held-out data" in out
+    assert "200 rows" in out  # all of test.npz
     settings = read_trials(small / "o.run")[-1].settings
     assert settings["target"]["margin"] == 1
 

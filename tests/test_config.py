@@ -57,6 +57,9 @@ def test_density_of_a_target(target: dict, density: float | None) -> None:
         ({"target": {"compression": 9}, "surgery": {"c_rate": 1}}, "thresholds .* or a target"),
         ({"surgery": {"c_rate": 1}, "layer": [{"match": "a", "sparsity": 0.5}]}, "got both"),
         ({"target": {"compression": 1}}, "target.compression"),
+        ({"target": {"compression": 9, "margin": 1}}, "a margin for a budget"),
+        ({"target": {"margin": 1}, "surgery": {"c_rate": 1}}, "a margin for a budget"),
+        ({"target": {"margin": -1}}, "target.margin"),
     ],
 )
 def test_contradicting_goals_are_refused(values: dict, said: str) -> None:

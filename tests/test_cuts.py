@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ import pytest
 from dns_onnx import compress
 from dns_onnx.config import Config, parse_config
 from dns_onnx.cuts import FINE, FIRST, LARGEST, Cut, Cutter, Judge, untrained
+from dns_onnx.data import Dataset, Subset
 from dns_onnx.probe import PROBE, Probe
 from dns_onnx.result import Result
+from dns_onnx.runtime.meters import Meter
+from dns_onnx.runtime.metrics import metric
 from dns_onnx.trials import TRIALS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,6 +97,76 @@ def test_fitting_reaches_further(small: Path, monkeypatch: pytest.MonkeyPatch) -
     assert fitted.trials[-1].ratio > 1.05 * bare.trials[-1].ratio
 
 
+def test_a_margin_is_kept_by_cuts(small: Path) -> None:
+    """By what decided: the standard error stands beside the metric."""
+    result, cuts = run(small, drop=10.0, margin=4.0)
+    judged = [c for c in cuts if c.error]
+    assert judged
+    assert all(c.held == (100 * (c.metric + 4.0 * c.error) <= 10.0) for c in judged)
+    assert all(not c.held and c.metric > 0.1 for c in cuts if not c.error)
+    trial = result.trials[-1]
+    assert trial.error == pytest.approx(100 * [c for c in cuts if c.held][-1].error)
+    plain, _ = run(small, drop=10.0)
+    assert trial.ratio < plain.trials[-1].ratio
+
+
+class Rows(list[int]):
+    """So many rows."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(range(count))
+
+
+class Rated:
+    """A run whose right answers on held-out and on teaching rows are given."""
+
+    def __init__(self, *right: np.ndarray) -> None:
+        self.right = right
+        self.rows = [Rows(len(part)) for part in right]
+        self.config = parse_config({"target": {"margin": 1.0}}, "test")
+        self.objective = SimpleNamespace(metric=metric("accuracy"))
+
+    def score(self, data: Dataset) -> float:
+        return self.meter(data).value()
+
+    def meter(self, data: Dataset) -> Meter:
+        found = metric("accuracy").make()
+        right = self.right[data_of(data, self.rows)][numbers(data)]
+        found.update([np.eye(2)[right.astype(int)]], [np.ones(len(right), int)])
+        return found
+
+
+def data_of(data: object, known: list) -> int:
+    """Which of the known datasets rows come from."""
+    while isinstance(data, Subset):
+        data = data.base
+    return [data is rows for rows in known].index(True)
+
+
+def numbers(data: object) -> np.ndarray:
+    """Their numbers there."""
+    return numbers(data.base)[data.rows] if isinstance(data, Subset) else np.array(data)
+
+
+@pytest.mark.parametrize(("change", "held"), [(0, True), (30, True), (140, False)])
+def test_all_that_judge_share_the_margin(change: int, held: bool) -> None:
+    """One answer of 100 is lost; of 400 teaching rows `change` change, as many for the better."""
+    rng = np.random.default_rng(0)
+    heldout, teaching = np.ones(100), rng.permutation(np.repeat([1.0, 0.0], [800, 200]))
+    heldout[:20] = 0
+    run = Rated(heldout, teaching)
+    judge = Judge(run, run.rows[0], lambda m, e: m - e >= 0.78, run.rows[1])  # type: ignore[arg-type]
+    assert len(judge.doubts) == 2
+    run.right[0][20] = 0
+    seen = judge.witnesses.rows  # type: ignore[union-attr]
+    right, wrong = (seen[run.right[1][seen] == x][: change // 2] for x in (1, 0))
+    run.right[1][right], run.right[1][wrong] = 0, 1
+    found = judge(2.0, False)
+    assert found.held == held
+    assert found.together == pytest.approx(0.8 - 0.002)
+    assert found.error > 0
+
+
 @pytest.mark.parametrize("finished", [0, 1])
 def test_a_search_that_died_among_its_cuts_makes_the_same_again(small: Path, finished: int) -> None:
     before, _ = run(small, drop=5.0)
@@ -132,13 +206,6 @@ def test_the_cuts_stand_in_the_run_folder(small: Path) -> None:
     assert [Cut(**c) for c in stored["cuts"]] == cuts
     said = Probe(2.0, {}, {}, 0.0, 10, cuts=[Cut(2.0, 0.9, True, True)]).said
     assert "cut and fitted, layer by layer, it holds to 2x" in said
-
-
-class Rows(list[int]):
-    """So many rows."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(range(count))
 
 
 class Scored:

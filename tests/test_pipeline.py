@@ -21,6 +21,7 @@ from onnx import numpy_helper
 from dns_onnx import compress
 from dns_onnx.checkpoint import claimed
 from dns_onnx.config import Config, parse_config
+from dns_onnx.cuts import Cut
 from dns_onnx.errors import CheckpointError, ConfigError, DataError, TrainingError
 from dns_onnx.masks import Masked
 from dns_onnx.pipeline import slow_halves
@@ -106,6 +107,25 @@ def test_held_out_rows_may_be_given(small: Path) -> None:
     np.savez(small / "other.npz", x=arrays["x"][::-1], labels=arrays["labels"][::-1])
     with pytest.raises(CheckpointError, match="data"):
         run(small, val=f"{small}/other.npz", resume=True, **options)
+
+
+def test_rows_of_another_kind_are_judged_by_themselves_alone(small: Path) -> None:
+    """No twins, and no teaching rows beside them: those say nothing of others."""
+    data = np.load(small / "train.npz")
+    np.savez(small / "half.npz", x=data["x"][:300], labels=data["labels"][:300])
+    config = parse_config(
+        {"data": {"batch": 16}, "train": {"iterations": 20}, "target": {"trials": 1},
+         "solver": {"type": "sgd"}}, "test",
+    )  # fmt: skip
+    heard: list[object] = []
+    kept = {"config": config, "eval": None, "max_drop": 90.0, "tell": heard.append}
+    run(small, val=f"{small}/half.npz", **kept)
+    apart = [c for c in heard if isinstance(c, Cut)]
+    heard.clear()
+    run(small, "split.onnx", **kept)
+    split = [c for c in heard if isinstance(c, Cut)]
+    assert all(c.together is None for c in apart)
+    assert any(c.together is not None for c in split)
 
 
 def test_a_torch_dataset_gives_the_same_as_the_arrays_in_it(small: Path) -> None:

@@ -91,8 +91,8 @@ COMPRESSION_HELP = "keep one entry in so many, e.g. 50, instead of searching"
 SPARSITY_HELP = "the same as a share of zeros, e.g. 0.98"
 MIN_METRIC_HELP = "the budget as the metric itself, e.g. 0.99"
 MARGIN_HELP = (
-    "stay within the budget by so many standard errors of the drop; 1 or 2 keep luck on few "
-    "held-out rows from passing for quality (default 0)"
+    "stay within the budget by so many standard errors; 1 or 2 keep luck on few held-out rows from "
+    "passing for quality (default 0)"
 )
 REFERENCE_HELP = (
     "what the drop counts from: auto, where the original knows the held-out rows by heart, takes "
@@ -106,8 +106,8 @@ DATA_HELP = (
     "Options after `?`: scale, mean, std, layout, input, split; of random: rows, low, high."
 )
 VAL_HELP = (
-    "held-out data, which every decision is made on; without it, some of the training data are "
-    "(data.holdout), drawn at random: give what belongs apart, other speakers say"
+    "held-out data, which decide; without it, some of the training data do, drawn at random "
+    "(data.holdout).  Give what the model has to do well on: other speakers, another day"
 )
 SHAPE_HELP = "whole shape of an input that leaves sizes open, such as x=1x3x224x224"
 
@@ -123,7 +123,7 @@ def command(
     val: Annotated[str | None, typer.Option(help=VAL_HELP, metavar="DATA")] = None,
     eval: Annotated[
         str | None,
-        typer.Option(help="data that only judge the result; without it, held-out training data do",
+        typer.Option(help="data that only judge the result; without it, the held-out data do",
                      metavar="DATA"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="settings in TOML")] = None,

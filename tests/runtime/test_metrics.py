@@ -8,16 +8,26 @@ import numpy as np
 import pytest
 
 from dns_onnx.errors import ConfigError, DataError
+from dns_onnx.runtime.meters import Mergeable
 from dns_onnx.runtime.metrics import aligned, metric
 
 RNG = np.random.default_rng(0)
 
 
 def value(name: str, outputs: np.ndarray, targets: np.ndarray, parts: int = 3, **how) -> float:
-    """The metric, taken in several batches."""
-    meter = metric(name, **how).make()
+    """The metric, taken in several batches, by one meter or by one for each."""
+    made = metric(name, **how).make
+    meter, merged = made(), made()
     for y, t in zip(np.array_split(outputs, parts), np.array_split(targets, parts), strict=True):
         meter.update([y], [t])
+        if isinstance(merged, Mergeable):
+            part = made()
+            part.update([y], [t])
+            merged.merge(part)
+    if isinstance(merged, Mergeable):
+        assert merged.value() == pytest.approx(meter.value())
+    else:
+        assert "Largest" in name
     return meter.value()
 
 
