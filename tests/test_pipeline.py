@@ -375,6 +375,9 @@ gamma = 1e-3
 """
 
 
+MOST = 300  # seconds that any of these may take, on a machine that has much else to do
+
+
 def start(folder: Path, out: str, *more: str) -> subprocess.Popen:
     (folder / "long.toml").write_text(LONG)
     command = [sys.executable, "-m", "dns_onnx", "compress", "net.onnx", "-o", out, "--train",
@@ -385,27 +388,27 @@ def start(folder: Path, out: str, *more: str) -> subprocess.Popen:
 
 
 def wait_for_checkpoint(folder: Path, past: int = 0) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + MOST
     while time.monotonic() < deadline:
         steps = [int(p.name[5:]) for p in folder.glob("step-*")]
         if steps and max(steps) > past:
             return
         time.sleep(0.01)
-    pytest.fail("no checkpoint within a minute")
+    pytest.fail(f"no checkpoint within {MOST} seconds")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_stopped_twice_and_resumed_is_bit_identical(small: Path, number: int) -> None:
     whole = start(small, "whole.onnx")
-    assert whole.wait(120) == 0, (small / "said.txt").read_text()
+    assert whole.wait(MOST) == 0, (small / "said.txt").read_text()
     past = 0
     for more in ((), ("--resume",)):
         child = start(small, "cut.onnx", *more)
         wait_for_checkpoint(small / "cut.run", past)
         time.sleep(0.15)
         child.send_signal(number)
-        code = child.wait(60)
+        code = child.wait(MOST)
         said = (small / "said.txt").read_text()
         assert code == (-9 if number == signal.SIGKILL else 130), said
         if number != signal.SIGKILL:
@@ -415,7 +418,7 @@ def test_a_run_stopped_twice_and_resumed_is_bit_identical(small: Path, number: i
         assert past < 1200
         assert not (small / "cut.onnx").exists()
     last = start(small, "cut.onnx", "--resume")
-    assert last.wait(120) == 0, (small / "said.txt").read_text()
+    assert last.wait(MOST) == 0, (small / "said.txt").read_text()
     assert (small / "cut.onnx").read_bytes() == (small / "whole.onnx").read_bytes()
     looks = [
         [
