@@ -82,8 +82,8 @@ class Probe:
         if self.worth and self.worth < FEW_ANSWERS:
             words.append(
                 f"the budget is worth {self.worth:.2g} held-out answers, and chance decides more "
-                "than that: hold out more rows (--val, data.holdout), or ask for a margin "
-                "(--margin 1)"
+                "than that: more held-out rows (--val, data.holdout) and a margin (--margin) keep "
+                "it out"
             )
         return "; ".join(words)
 
