@@ -87,10 +87,6 @@ class Objective:
         labelled = self.by_labels(outputs, labels_in(targets))
         return labelled if taught is None else (1 - self.share) * labelled + self.share * taught
 
-    def score(self, model: TrainingGraph, data: Iterable[Batch], device: torch.device) -> float:
-        """The metric of the model, in evaluation mode, over batches."""
-        return self.meter(model, data, device).value()
-
     @torch.no_grad()
     def meter(self, model: TrainingGraph, data: Iterable[Batch], device: torch.device) -> Meter:
         """The metric's meter, which has seen the model, in evaluation mode, over batches."""

@@ -92,24 +92,21 @@ class Rows:
     source: str
 
 
-def load_rows(
-    train: Any, val: Any, eval: Any, config: Config, specs: list[InputSpec]
-) -> Rows:  # fmt: skip
+def load_rows(train: Any, val: Any, eval: Any, config: Config, specs: list[InputSpec]) -> Rows:
     """The rows that were given as `pipeline.compress` takes them.
 
     Raises DataError.
     """
-    teaching, heldout = _dataset(train, config, specs, "train"), None
-    if val is None:
-        teaching, heldout = split(teaching, config.data.holdout, config.seed)
+    given, apart = _dataset(train, config, specs, "train"), val is not None
+    if not apart:
+        teaching, heldout = split(given, config.data.holdout, config.seed)
     else:
-        heldout = _dataset(val, config, specs, "val")
+        teaching, heldout = given, _dataset(val, config, specs, "val")
     if len(teaching) < with_batch(config, teaching).data.batch:
         raise DataError(
             f"training data: expected at least one batch of {config.data.batch} rows, "
             f"got {len(teaching)}; lower data.batch or data.holdout"
         )
-    apart = val is not None
     if eval is not None:
         return Rows(teaching, heldout, apart, _dataset(eval, config, specs, "eval"), "eval")
     kind = "random " if sources.is_random(val if apart else train) else ""

@@ -91,7 +91,7 @@ def test_cross_entropy_is_the_one_of_torch_before_a_softmax() -> None:
     assert torch.equal(got, F.cross_entropy(logits, targets["labels"]))
     assert found.teacher is None
     right = (logits.argmax(1) == targets["labels"]).float().mean()
-    assert found.score(training, [batch], CPU) == pytest.approx(float(right))
+    assert found.meter(training, [batch], CPU).value() == pytest.approx(float(right))
 
 
 def test_every_loss_of_an_unchanged_model_and_its_teacher_is_nought() -> None:
@@ -99,7 +99,7 @@ def test_every_loss_of_an_unchanged_model_and_its_teacher_is_nought() -> None:
         training, found, batch = objective(net(*tail, extra=True), Config())
         inputs, targets = to_device(batch, CPU)
         assert found.loss(training(*inputs), inputs, targets).item() == pytest.approx(0, abs=1e-6)
-        assert found.metric.drop(0, found.score(training, [batch], CPU)) == pytest.approx(0)
+        assert found.metric.drop(0, found.meter(training, [batch], CPU).value()) == pytest.approx(0)
         assert len(found.heads) == 2
 
 
@@ -118,7 +118,7 @@ def test_a_teacher_does_not_move_with_its_pupil() -> None:
     loss.backward()
     assert loss > 0.1
     assert training.graph.w.weight.grad.abs().sum() > 0
-    assert found.score(training, [batch], CPU) < 1.0
+    assert found.meter(training, [batch], CPU).value() < 1.0
     assert not any(p.requires_grad for p in found.teacher.parameters())
 
 
@@ -184,7 +184,7 @@ def test_relative_error_reads_what_users_read() -> None:
     logits = batch.inputs["x"] @ training.graph.w.weight.detach().numpy().T
     before, after = (1 / (1 + np.exp(-z)) for z in (logits / 1.1, logits))
     wanted = np.linalg.norm(after - before) / np.linalg.norm(before)
-    assert found.score(training, [batch], CPU) == pytest.approx(wanted, rel=1e-4)
+    assert found.meter(training, [batch], CPU).value() == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_single_score_learns_yes_and_no(labels: np.ndarray) -> None:
     training, found, batch = objective(net("Sigmoid", classes=1), Config(), labels=labels)
     data = ArrayDataset(input_specs(net(classes=1)), batch.inputs, labels, Config().preprocess, "")
     found.refuse_bad_data(training, {"training": data}, CPU)
-    right = (found.score(training.eval(), [batch], CPU), found.metric.name)
+    right = (found.meter(training.eval(), [batch], CPU).value(), found.metric.name)
     said = training.read(*to_device(batch, CPU)[0])[0].detach().numpy() > 0.5
     assert right == (np.mean(said == (labels.reshape(-1, 1) > 0)), "accuracy")
 
@@ -379,7 +379,7 @@ def test_answers_that_are_remembered_are_those_of_the_teacher() -> None:
     told = found.loss(training(*inputs), inputs, answers)
     assert not calls
     torch.testing.assert_close(told, found.loss(training(*inputs), inputs, none))
-    again = found.score(training, [asked.take(some)], CPU)
-    assert again == pytest.approx(found.score(training, [rows.take(some)], CPU), rel=1e-5)
+    again = found.meter(training, [asked.take(some)], CPU).value()
+    assert again == pytest.approx(found.meter(training, [rows.take(some)], CPU).value(), rel=1e-5)
     moved = config.model_copy(update={"data": config.data.model_copy(update={"shift": 1})})
     assert found.remembered(rows, None, moved, CPU) == (rows, None)
